@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes its own virtual environment in .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# Where torch's CPU build lies; used only where no NVIDIA driver is found. TORCH_INDEX= (empty) takes the default build.
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: demo test test-verify test-all lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m ditf.demo --out demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow and not verify"
+
+test-verify: $(VENV)/.test
+	TRITON_INTERPRET=1 DITF_VERIFY_REPORT=1 $(BIN)/python -m pytest -m verify
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not verify"
+	$(MAKE) test-verify
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info
+
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

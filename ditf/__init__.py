@@ -1,0 +1,31 @@
+"""Dense features from diffusion transformers, and visual correspondence with them.
+
+>>> import ditf
+>>> fx = ditf.FeatureExtractor.from_pretrained("ditf-tiny")
+>>> source, target = fx(["one.jpg", "other.jpg"])
+>>> matches = ditf.match_points(source, target, [(100, 80)])
+"""
+
+from .backbones import tap
+from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
+from .extractor import FeatureExtractor
+from .matching import match_points, similarity_map
+from .types import ExtractConfig, FeatureMap, Matches, Tapped
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DitfError",
+    "ExtractConfig",
+    "FeatureExtractor",
+    "FeatureMap",
+    "InputError",
+    "Matches",
+    "ModelError",
+    "StoreError",
+    "Tapped",
+    "VerificationError",
+    "match_points",
+    "similarity_map",
+    "tap",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ditf_kernels import adaln_with_inverse_norm
-from ditf_kernels.reference import discard_channels
+from ditf_kernels.reference import zero_largest
 
 from .backbones import Backbone, BlockInput, backbone_from, load_backbone
 from .errors import InputError, ModelError, kernel_errors
@@ -172,16 +172,16 @@ class FeatureExtractor:
         self.backbone.text(sorted(set(prompts)))
         results: list[Any] = [None] * len(sources)
         for pack in _packs(prepared, self.batch_images):
-            layers = self._features(pack, [prepared[i] for i in pack], [prompts[i] for i in pack], wanted, config)
+            layers = self._features([prepared[i] for i in pack], [prompts[i] for i in pack], wanted, config)
             for position, i in enumerate(pack):
                 maps = {block: layers[block][position] for block in wanted}
                 results[i] = maps if blocks is not None else maps[config.block]
         return results if many else results[0]
 
     def _features(
-        self, pack: list[int], images: list[Prepared], prompts: list[str], blocks: list[int], config: ExtractConfig
+        self, images: list[Prepared], prompts: list[str], blocks: list[int], config: ExtractConfig
     ) -> dict[int, list[FeatureMap]]:
-        """Block -> one FeatureMap per image of the pack; halves the pack when memory runs out."""
+        """Block -> one FeatureMap per image, all in one forward; halves when memory runs out."""
         try:
             return self._forward(images, prompts, blocks, config)
         except torch.OutOfMemoryError:
@@ -189,8 +189,8 @@ class FeatureExtractor:
                 raise
             half = len(images) // 2
             log.warning("out of memory with %d images in one forward; trying %d", len(images), half)
-        first = self._features(pack[:half], images[:half], prompts[:half], blocks, config)
-        second = self._features(pack[half:], images[half:], prompts[half:], blocks, config)
+        first = self._features(images[:half], prompts[:half], blocks, config)
+        second = self._features(images[half:], prompts[half:], blocks, config)
         return {block: first[block] + second[block] for block in blocks}
 
     @torch.inference_mode()
@@ -268,10 +268,16 @@ def feature(tap: BlockInput, config: ExtractConfig, backend: str | None = None) 
     """
     if config.discard in ("auto", "preset"):
         raise InputError.of("discard", config.discard, 'channel indices or "none" at this point')
-    discard = () if config.discard == "none" else config.discard
+    discard: tuple[int, ...] = () if isinstance(config.discard, str) else config.discard
+    width = tap.tokens.shape[-1]
+    if discard and max(discard) >= width:
+        raise InputError.of("discard", max(discard), f"channels in 0..{width - 1}")
+    if config.topk_per_token >= width:
+        raise InputError.of("topk_per_token", config.topk_per_token, f"less than the {width} channels")
     if config.normalization == "none":
         tokens = tap.tokens.unflatten(0, (-1, config.ensemble)).mean(1, dtype=torch.float32)  # (B, N, D)
-        tokens = discard_channels(tokens, discard, config.topk_per_token)
+        tokens = tokens.index_fill(2, torch.tensor(discard, dtype=torch.int64, device=tokens.device), 0.0)
+        tokens = zero_largest(tokens, config.topk_per_token)
         return tokens, tokens.norm(dim=-1).clamp_min(1e-12).reciprocal()
     modulated = config.normalization == "adaln"
     with kernel_errors():

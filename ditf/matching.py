@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditf_kernels import upsampled_argmax, upsampled_planes
+from ditf_kernels import upsampled_argmax
 from ditf_kernels.reference import upsampled_similarity
 
 from .errors import InputError, kernel_errors
@@ -181,10 +181,7 @@ def _on_image(canvas_xy: Tensor, tgt: FeatureMap) -> Tensor:
 
 def _similarities(query: Tensor, tgt: FeatureMap) -> Tensor:
     """(K, H, W) float32 at target image size."""
-    key = tgt.tokens
-    with kernel_errors():
-        planes = upsampled_planes(key, tgt.grid, backend=tgt.backend)
-    scores = upsampled_similarity(query.to(key.device), key, tgt.grid, tgt.extent, planes=planes)
+    scores = upsampled_similarity(query.to(tgt.tokens.device), tgt.tokens, tgt.grid, tgt.extent)
     x, y = tgt.offset
     return scores[:, y : y + tgt.image_size[0], x : x + tgt.image_size[1]]
 

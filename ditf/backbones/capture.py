@@ -1,0 +1,201 @@
+"""Look into one forward at chosen blocks, and leave it as soon as the last has been seen.
+
+Plain PyTorch pre-hooks, so any model's own forward runs unchanged: the first norm of a block that is given tokens
+shows what enters the block, its first attention shows what the block's AdaLN made of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .stacks import BlockSite, unwrap
+
+__all__ = ["Capture", "exclusive", "reenter", "run_until"]
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@dataclass(eq=False)
+class Capture:
+    """What one forward showed at one block; filled by hooks.
+
+    Attributes:
+        tokens: (B, S, D) input of the block's first norm, all tokens.
+        modulated: (B, S', D) input of its first attention; None where the forward left before.
+        norm: that first norm.
+        args, kwargs: of the block's call.
+    """
+
+    site: BlockSite
+    to_attention: bool = True
+    replace: Tensor | None = None
+    tokens: Tensor | None = None
+    modulated: Tensor | None = None
+    norm: nn.Module | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The block's arguments by name. Bound to the class's forward: an instance's may be a wrapper."""
+        block = unwrap(self.site.module)
+        bound = inspect.signature(type(block).forward).bind_partial(block, *self.args, **self.kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+
+class _Leave(Exception):  # noqa: N818 (no error: the way out of the forward)
+    """Ends a forward that has shown everything. An Exception, so that hooks and ``finally`` clauses still run."""
+
+
+@contextlib.contextmanager
+def exclusive(transformer: nn.Module) -> Iterator[None]:
+    """One pass at a time on a model (hooks live on it), in eval mode, without gradients."""
+    with _locks_guard:
+        lock = _locks.setdefault(transformer, threading.RLock())
+    with lock, torch.no_grad():
+        training = [m for m in transformer.modules() if m.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def run_until(transformer: nn.Module, captures: Sequence[Capture], inputs: Mapping[str, Any]) -> None:
+    """Fill the captures with one forward of the transformer, and leave at the deepest.
+
+    Raises:
+        ModelError: the forward ended without reaching a block, or a block without norm and attention.
+    """
+    last = max(captures, key=lambda capture: capture.site.index)
+    with contextlib.ExitStack() as stack:
+        for capture in captures:
+            stack.enter_context(_watching(capture, leave=capture is last))
+        stack.enter_context(_eager(transformer, *(capture.site.module for capture in captures)))
+        with contextlib.suppress(_Leave):
+            transformer(**inputs)
+    for capture in captures:
+        if capture.tokens is None or (capture.to_attention and capture.modulated is None):
+            raise ModelError(
+                f"block {capture.site.index} ({capture.site.name}) of {type(transformer).__name__} was never reached, "
+                f"or its {type(capture.site.module).__name__} calls no norm and attention; "
+                "disable skip_layers and caching hooks, or tap another block"
+            )
+
+
+def reenter(capture: Capture, tokens: Tensor) -> Tensor:
+    """What the block's first attention gets when these tokens enter its first norm; the rest of its call is kept."""
+    again = Capture(capture.site, replace=tokens)
+    with _watching(again, leave=True), _eager(capture.site.module), contextlib.suppress(_Leave):
+        capture.site.module(*capture.args, **capture.kwargs)
+    if again.modulated is None:
+        raise ModelError(f"block {capture.site.index}: no attention follows its norm; it cannot be probed")
+    return again.modulated
+
+
+@contextlib.contextmanager
+def _watching(capture: Capture, *, leave: bool) -> Iterator[None]:
+    """Hooks on one block."""
+    block = capture.site.module
+    handles = [block.register_forward_pre_hook(_on_block(capture), with_kwargs=True)]
+    for module in block.modules():
+        if module is block:
+            continue
+        if _is_attention(module):
+            handles.append(module.register_forward_pre_hook(_on_attention(capture, leave), with_kwargs=True))
+        elif _is_norm(module):
+            handles.append(module.register_forward_pre_hook(_on_norm(capture, leave), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_block(capture: Capture) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        capture.args, capture.kwargs = args, kwargs
+        capture.tokens = capture.modulated = capture.norm = None
+
+    return hook
+
+
+def _on_norm(capture: Capture, leave: bool) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if capture.tokens is not None:
+            return None
+        where, tokens = _first_tokens(args, kwargs)
+        _, entering = _first_tokens(capture.args, capture.kwargs)
+        # a norm of another width is not the block's own: that of a text stream or of a skip connection
+        if tokens is None or (entering is not None and tokens.shape[-1] != entering.shape[-1]):
+            return None
+        capture.norm, capture.tokens = module, tokens
+        if leave and not capture.to_attention:
+            raise _Leave
+        return None if capture.replace is None else _replaced(args, kwargs, where, capture.replace)
+
+    return hook
+
+
+def _on_attention(capture: Capture, leave: bool) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if capture.tokens is None or capture.modulated is not None or not capture.to_attention:
+            return
+        _, capture.modulated = _first_tokens(args, kwargs)
+        if leave:
+            raise _Leave
+
+    return hook
+
+
+@contextlib.contextmanager
+def _eager(*modules: nn.Module) -> Iterator[None]:
+    """Run these modules without their compiled call: hooks added after compilation are skipped in it."""
+    compiled = [(m, c) for m in modules if (c := getattr(m, "_compiled_call_impl", None)) is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
+
+
+def _is_attention(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return ("Attention" in name or "Attn" in name) and "Norm" not in name and not name.endswith("Block")
+
+
+def _first_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str | None, Tensor | None]:
+    """The first argument that holds tokens (three dimensions), and where it is."""
+    for position, value in enumerate(args):
+        if isinstance(value, Tensor) and value.ndim >= 3:
+            return position, value
+    for name in ("hidden_states", "x", "input", *kwargs):
+        if isinstance(value := kwargs.get(name), Tensor) and value.ndim >= 3:
+            return name, value
+    return None, None
+
+
+def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], where: Any, value: Tensor) -> tuple[Any, Any]:
+    if isinstance(where, int):
+        return (*args[:where], value, *args[where + 1 :]), kwargs
+    return args, {**kwargs, where: value}

@@ -1,0 +1,224 @@
+"""Where a backbone comes from: the bundled model, a folder, the hub, or something already loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, ModelError
+from .backbone import Backbone
+from .families import FAMILIES, Pixel
+from .parts import CheckpointParts, GivenParts
+from .source import BUNDLED, Files
+from .stacks import block_count, block_sites, unwrap
+
+__all__ = ["backbone_from", "load_backbone"]
+
+
+def load_backbone(
+    source: str,
+    *,
+    block: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    truncate: bool = True,
+) -> Backbone:
+    """Open a checkpoint; only configs are read now, weights when they are needed.
+
+    Args:
+        source: hub id, local folder of a diffusers pipeline, folder of a pixel-space model (``ditf.json`` beside
+            ``config.json``), or "ditf-tiny".
+        block: the deepest block that will be asked for; with ``truncate``, nothing after it is loaded. May be said
+            later, by ``truncate_after``.
+        dtype: of the transformer and the text encoders; default bfloat16 on a GPU, float32 on a CPU. The VAE is
+            always float32.
+        device: default cuda, else mps, else cpu.
+        revision, token, local_files_only: as in ``huggingface_hub``.
+
+    Raises:
+        ModelError: unknown, gated, offline or incomplete; or no diffusion transformer that ditf can feed.
+        InputError: a block out of range, or a device or dtype that cannot be used.
+    """
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    files = Files(str(source), revision, token, local_files_only)
+    folder = files.folder
+    if folder is None and _looks_like_path(files.source):
+        raise ModelError(f'{source}: no such folder; give a diffusers pipeline folder, a hub id or "ditf-tiny"')
+    if folder is not None and (folder / "ditf.json").is_file():
+        backbone = _pixel_model(files, where, kind)
+    else:
+        if folder is not None and not (folder / "model_index.json").is_file():
+            raise ModelError(_no_pipeline(folder))
+        backbone = _pipeline(files, where, kind)
+    if block is not None:
+        if not 0 <= block < backbone.num_blocks:
+            raise InputError.of("block", block, f"an index in 0..{backbone.num_blocks - 1} of {source}")
+        if truncate:
+            backbone.truncate_after(block)
+    return backbone
+
+
+def backbone_from(
+    pipeline: Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Backbone:
+    """A backbone on a diffusers pipeline, or a transformer alone, that is already loaded.
+
+    Args:
+        device, dtype: move it there; None leaves it as it is (offloading hooks included).
+
+    Raises:
+        ModelError: no diffusion transformer that ditf can feed.
+    """
+    bare = isinstance(pipeline, nn.Module)
+    transformer = pipeline if bare else getattr(pipeline, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ModelError(
+            f"{type(pipeline).__name__} has no transformer; ditf needs a pipeline built on a diffusion transformer "
+            f"({_known()}), or a transformer for ditf.tap"
+        )
+    core = unwrap(transformer)
+    name = next((c.__name__ for c in type(core).__mro__ if c.__name__ in FAMILIES), None)
+    if name is None:
+        raise ModelError(
+            f"{type(core).__name__}: ditf prepares inputs for {_known()}; for another transformer prepare them "
+            "yourself and call ditf.tap"
+        )
+    if device is not None or dtype is not None:
+        pipeline.to(**{k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None})
+    vae = None if bare else getattr(pipeline, "vae", None)
+    family = FAMILIES[name](
+        dict(core.config),  # pyright: ignore[reportArgumentType, reportCallIssue] (a diffusers config)
+        _pixels_per_latent({} if vae is None else vae.config),
+        None if bare else getattr(pipeline, "scheduler", None),
+    )
+    called = getattr(pipeline, "name_or_path", "") or getattr(core.config, "_name_or_path", "") or type(core).__name__
+    return Backbone(called, None, family, GivenParts(transformer, None if bare else pipeline), len(block_sites(core)))
+
+
+def _pipeline(files: Files, device: torch.device, dtype: torch.dtype) -> Backbone:
+    import diffusers
+
+    index = files.json("model_index.json")
+    named = {part: value[1] for part, value in index.items() if isinstance(value, list) and value[-1] is not None}
+    class_name = named.get("transformer", "")
+    if class_name not in FAMILIES:
+        found = class_name or f"{index.get('_class_name', 'a pipeline')} ({named.get('unet', 'no transformer')})"
+        raise ModelError(f"{files.source}: got {found}, expected a diffusion transformer that ditf feeds: {_known()}")
+    revision = _commit(files)
+    pinned = Files(files.source, revision or files.revision, files.token, files.local_files_only)
+    parts = [part for part in ("transformer", "vae") if part in named]
+    classes = {part: getattr(diffusers, named[part]) for part in parts}
+    configs = {part: pinned.json(f"{part}/config.json") for part in parts}
+    complete = _with_defaults(classes["transformer"], configs["transformer"])
+    family_class = FAMILIES[class_name]
+    scheduler = None
+    if family_class.needs_scheduler and "scheduler" in named:
+        scheduler_class = getattr(diffusers, named["scheduler"])
+        scheduler = scheduler_class.from_config(pinned.json("scheduler/scheduler_config.json"))
+    vae_config = _with_defaults(classes["vae"], configs["vae"]) if "vae" in classes else {}
+    family = family_class(complete, _pixels_per_latent(vae_config), scheduler)
+    if vae_config:
+        family.check_latents(vae_config.get("latent_channels"))
+    loaded = CheckpointParts(
+        pinned,
+        classes,
+        configs,
+        absent=tuple(part for part in _NO_TEXT if part in index),
+        dtype=dtype,
+        device=device,
+    )
+    return Backbone(files.source, revision, family, loaded, block_count(class_name, complete))
+
+
+_NO_TEXT = ("transformer", "vae", "image_encoder", "feature_extractor", "controlnet", "safety_checker")
+"""Parts that encoding a prompt does not need: not downloaded for it."""
+
+
+def _pixel_model(files: Files, device: torch.device, dtype: torch.dtype) -> Backbone:
+    import diffusers
+
+    config = files.json("config.json")
+    if (class_name := config.get("_class_name")) != "FluxTransformer2DModel":
+        raise ModelError(f"{files.source}/config.json: got class {class_name!r}, expected FluxTransformer2DModel")
+    cls = diffusers.FluxTransformer2DModel
+    complete = _with_defaults(cls, config)
+    family = Pixel.described(complete, files.json("ditf.json"))
+    parts = CheckpointParts(
+        files,
+        {"transformer": cls},
+        {"transformer": config},
+        folders={"transformer": ""},
+        dtype=dtype,
+        device=device,
+    )
+    return Backbone(files.source, None, family, parts, block_count("FluxTransformer2DModel", complete))
+
+
+def _no_pipeline(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder}: holds one model, not a pipeline (no model_index.json); give the folder above it, or load the "
+            "model with diffusers and use it with ditf.tap"
+        )
+    return f"{folder}: no model_index.json inside; give a diffusers pipeline folder (as save_pretrained writes it)"
+
+
+def _with_defaults(cls: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the class's defaults for entries an older checkpoint does not have."""
+    defaults = {
+        name: p.default
+        for name, p in inspect.signature(cls.__init__).parameters.items()
+        if p.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **config}
+
+
+def _pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
+    return 2 ** (len(vae_config.get("block_out_channels", (0, 0, 0, 0))) - 1)
+
+
+def _commit(files: Files) -> str | None:
+    """The hub's commit of the files, from where the cache keeps them."""
+    if files.folder is not None:
+        return None
+    parts = files.get("model_index.json").parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else files.revision
+
+
+def _looks_like_path(source: str) -> bool:
+    return source not in BUNDLED and (source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError.of("device", device, '"cuda", "cuda:N", "mps" or "cpu"') from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError.of("device", device, 'a device of this machine; CUDA is not available here, use "cpu"')
+    return chosen
+
+
+def _dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise InputError.of("dtype", dtype, "torch.bfloat16, torch.float32 or torch.float16")
+    return dtype
+
+
+def _known() -> str:
+    return ", ".join(FAMILIES)

@@ -1,0 +1,179 @@
+"""Build a model from its config and read only the weights of the parts that are kept.
+
+Files (shards) that hold nothing of them are neither downloaded nor opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .source import Files, hub_errors
+from .stacks import Dropped, architecture_of, block_sites
+
+__all__ = ["drop_after", "drop_decoder", "load_module"]
+
+log = logging.getLogger("ditf")
+
+NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+
+
+def load_module(
+    cls: type[Any],
+    config: Mapping[str, Any],
+    files: Files,
+    folder: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    drop: Callable[[nn.Module], None] | None,
+) -> nn.Module:
+    """A diffusers model in eval mode, without gradients.
+
+    Args:
+        cls: class of the model.
+        config: the content of its config.json.
+        folder: the checkpoint's folder that holds it, "" for the top.
+        drop: removes what is not wanted from the empty model; None loads all of it as diffusers does.
+
+    Raises:
+        ModelError: a weight is missing or has another shape, a file cannot be had or read.
+    """
+    with torch.inference_mode(False):
+        shards = None if drop is None or "quantization_config" in config else _shards(files, folder)
+        if shards is None or drop is None:
+            model = _load_whole(cls, files, folder, dtype)
+            if drop is not None:
+                drop(model)
+        else:
+            model = _empty(cls, config, dtype)
+            drop(model)
+            _fill(model, shards, files, dtype, device)
+        return model.to(device).eval().requires_grad_(False)
+
+
+def drop_after(block: int) -> Callable[[nn.Module], None]:
+    """Leave out the transformer's blocks after ``block`` and its output head; lists keep their lengths."""
+
+    def drop(transformer: nn.Module) -> None:
+        for site in block_sites(transformer)[block + 1 :]:
+            getattr(transformer, site.stack.path)[site.position] = Dropped()
+        architecture = architecture_of(transformer)
+        _leave_out(transformer, architecture.head if architecture else ())
+
+    return drop
+
+
+def drop_decoder(vae: nn.Module) -> None:
+    """Keep what encodes."""
+    _leave_out(vae, ("decoder", "post_quant_conv"))
+
+
+def _leave_out(model: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in model._parameters:
+            model.register_parameter(name, None)
+        elif isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, Dropped())
+
+
+def _empty(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The model without memory for its parameters; buffers are real, made in ``dtype`` as diffusers does."""
+    from accelerate import init_empty_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return cls.from_config(dict(config))
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _load_whole(cls: type[Any], files: Files, folder: str, dtype: torch.dtype) -> nn.Module:
+    path = files.folder
+    with hub_errors(files.source):
+        try:
+            return cls.from_pretrained(
+                str(path) if path is not None else files.source,
+                subfolder=folder or None,
+                revision=files.revision,
+                token=files.token,
+                local_files_only=files.local_files_only,
+                torch_dtype=dtype,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{files.source}: {cls.__name__} cannot be loaded ({error})") from error
+
+
+def _shards(files: Files, folder: str) -> dict[str, str] | None:
+    """Weight name -> file name, or None where there are no safetensors. Reads indices and headers, no weights."""
+    prefix = f"{folder}/" if folder else ""
+    index = files.find(*(f"{prefix}{name}.index.json" for name in NAMES))
+    if index is not None:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: prefix + file for name, file in weight_map.items()}
+    single = files.find(*(prefix + name for name in NAMES))
+    if single is None:
+        return None
+    return dict.fromkeys(_names_in(single), prefix + single.name)
+
+
+def _fill(model: nn.Module, shards: Mapping[str, str], files: Files, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter and saved buffer of the model its value, opening only the files that hold one."""
+    wanted = model.state_dict()
+    stored = _stored_names(model, shards)
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise ModelError(f"{files.source}: weight {missing[0]} is missing ({len(missing)} in all); download it again")
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    by_file: dict[str, list[str]] = {}
+    for name in wanted:
+        by_file.setdefault(shards[stored[name]], []).append(name)
+    values: dict[str, Tensor] = {}
+    for file, names in sorted(by_file.items()):
+        log.info("reading %d tensors of %s", len(names), file)
+        with _opened(files.get(file)) as weights:
+            for name in names:
+                value = cast(Tensor, weights.get_tensor(stored[name]))
+                if value.shape != wanted[name].shape:
+                    raise ModelError(
+                        f"{files.source}: weight {name} has shape {tuple(value.shape)} and its config asks for "
+                        f"{tuple(wanted[name].shape)}; download the checkpoint again"
+                    )
+                kept = torch.float32 if exact.intersection(name.split(".")) else dtype
+                values[name] = value.to(device, kept if value.is_floating_point() else value.dtype)
+    model.load_state_dict(values, strict=True, assign=True)
+
+
+def _stored_names(model: nn.Module, shards: Mapping[str, str]) -> dict[str, str]:
+    """Name in the model -> name in the file; old checkpoints name attention layers otherwise."""
+    names = {name: name for name in shards}
+    rename = getattr(model, "_fix_state_dict_keys_on_load", None)
+    if rename is not None:
+        rename(names)
+    return names
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as weights:
+            yield weights
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); download the checkpoint again") from None
+
+
+def _names_in(path: Path) -> list[str]:
+    with _opened(path) as weights:
+        return list(weights.keys())

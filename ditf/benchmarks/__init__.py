@@ -1,0 +1,1 @@
+"""Scores, and the trivial rivals no score is shown without."""

@@ -1,0 +1,80 @@
+"""Registration of the ops with torch.library, and the one place where an implementation is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+
+NAMESPACE = "ditf_kernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_log = logging.getLogger(NAMESPACE)
+_said: set[str] = set()
+
+registered: list[str] = []  # the names of all ops, in order of registration
+
+
+def define(
+    schema: str,
+    *,
+    twin: Callable[..., Any],
+    kernel: str,
+    fake: Callable[..., Any],
+    compare: Callable[[tuple[Any, ...], Any, Any], None],
+) -> Callable[..., Any]:
+    """Register an op whose last argument is ``str? backend``, and return it.
+
+    Args:
+        schema: of torch.library; the twin takes the same arguments without the last.
+        twin: the PyTorch implementation.
+        kernel: "module.function" below ``ditf_kernels._triton``, imported at the first call that needs Triton.
+        fake: shapes and dtypes of the results, for tracing.
+        compare: raises VerificationError if the results of kernel and twin differ; called with the arguments and both.
+    """
+    name = schema.partition("(")[0]
+
+    def implementation(*args: Any) -> Any:
+        *inputs, asked = args
+        chosen = backend.resolve(asked, inputs[0].device.type)
+        if chosen == "torch":
+            return twin(*inputs)
+        module, _, function = kernel.partition(".")
+        launch = getattr(importlib.import_module(f"{NAMESPACE}._triton.{module}"), function)
+        result = launch(*inputs)
+        if chosen == "verify":
+            compare(tuple(inputs), result, twin(*inputs))
+            backend.count_comparison(name)
+        return result
+
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA", "MPS"):
+        _LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    registered.append(name)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def takes_gradient(op: str, asked: str | None, *tensors: Tensor | None) -> bool:
+    """Whether the differentiable twin has to run, because an input requires grad; says so once per op.
+
+    Raises:
+        BackendError: the caller asked for "triton", whose kernels have no backward pass.
+    """
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
+        return False
+    tracing = torch.compiler.is_compiling()
+    if asked == "triton" or (not tracing and backend.asks_for(asked, "triton")):
+        raise backend.BackendError(
+            f'backend: got "triton" for {op} with an input that requires grad, but the kernels are for inference; '
+            "call it under torch.no_grad(), detach the input, or choose another backend"
+        )
+    if not tracing and op not in _said:
+        _said.add(op)
+        _log.info("%s: an input requires grad, the differentiable PyTorch twin runs instead of the kernel", op)
+    return True

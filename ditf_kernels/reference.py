@@ -1,0 +1,445 @@
+"""Every op in plain PyTorch: its definition, the oracle of the tests, and what runs where Triton does not.
+
+The functions take arguments that the public functions have already checked. They accumulate in float32 whatever the
+input dtype, are differentiable (the upsampled ones in their scores), and work in blocks that fit a CPU's cache, so that
+temporaries stay at a few megabytes whatever the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "AxisTaps",
+    "adaln",
+    "adaln_with_inverse_norm",
+    "axis_taps",
+    "sample_grid",
+    "score_at",
+    "unit_rows",
+    "upsampled_argmax",
+    "upsampled_inverse_norm",
+    "upsampled_planes",
+    "upsampled_similarity",
+    "zero_largest",
+]
+
+NORM_FLOOR = 1e-12  # F.normalize's: a shorter vector counts as zero
+CANCELLED = 2.0**-10  # |F(p)|^2 at or below this share of (sum_i w_i |f_i|)^2 is rounding noise, not a direction
+BLOCK = 1 << 18  # elements of one temporary: 1 MiB of float32
+
+
+# --- adaln -----------------------------------------------------------------------------------------------------------
+
+
+def adaln(*args) -> Tensor:
+    """The first result of :func:`adaln_with_inverse_norm`, same arguments."""
+    return _adaln(*args, with_inverse_norm=False)[0]
+
+
+def adaln_with_inverse_norm(*args) -> tuple[Tensor, Tensor]:
+    """Norm and modulation of tokens, and the inverse norms of the rows; the order of steps is that of the body.
+
+    Args (positional, those of the registered op):
+        x: (B*E, N, D); row b*E + e is member e of image b.
+        shift, scale: (1|B, 1|N, D) or None.
+        weight, bias: (D,) of the norm itself, or None.
+        discard: (n,) channel indices or None; indices outside 0..D-1 name no channel.
+        add_one: multiply by 1 + scale instead of scale.
+        norm: "layer" or "rms".
+        eps: of the norm.
+        discard_output: discard after the modulation instead of before the norm.
+        topk_per_token: how many of each token's largest |x| are zeroed; equal ones from the lowest channel on.
+        ensemble: E.
+        l2_normalize: divide each row by its length.
+        out_dtype: of the first result.
+
+    Returns:
+        (B, N, D) and 1 / max(|row|, 1e-12), (B, N) float32, of the float32 rows before they are rounded to out_dtype.
+    """
+    return _adaln(*args, with_inverse_norm=True)
+
+
+def _adaln(
+    x, shift, scale, weight, bias, discard, add_one, norm, eps, discard_output, topk_per_token, ensemble, l2_normalize,
+    out_dtype, *, with_inverse_norm,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    images, tokens, channels = x.shape[0] // ensemble, x.shape[1], x.shape[2]
+    dropped = None if discard is None else (torch.arange(channels, device=x.device)[:, None] == discard).any(1)  # (D,)
+    gain, offset = _affine(shift, scale, weight, bias, add_one)
+
+    def rows(image: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        y = x[image * ensemble : (image + 1) * ensemble, first:last].to(torch.float32)  # (E, n, D)
+        y = y[0] if ensemble == 1 else y.mean(0)
+        if dropped is not None and not discard_output:
+            y = y.masked_fill(dropped, 0.0)
+        if topk_per_token:
+            y = zero_largest(y, topk_per_token)
+        y = _normed(y, _rows_of(gain, image, first, last), _rows_of(offset, image, first, last), norm, eps)
+        if dropped is not None and discard_output:
+            y = y.masked_fill(dropped, 0.0)
+        if l2_normalize:
+            y = y / y.norm(dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
+        inverse = y.norm(dim=-1).clamp_min(NORM_FLOOR).reciprocal() if with_inverse_norm else y.new_empty(0)
+        return y, inverse
+
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shift, scale, weight, bias)):
+        parts = [rows(image, 0, tokens) for image in range(images)]
+        return torch.stack([y for y, _ in parts]).to(out_dtype), torch.stack([inverse for _, inverse in parts])
+
+    out = torch.empty((images, tokens, channels), dtype=out_dtype, device=x.device)
+    inverse_norm = torch.empty((images, tokens), dtype=torch.float32, device=x.device)
+    for image in range(images):
+        for first, last in _blocks(tokens, channels * ensemble, x.device):
+            y, inverse = rows(image, first, last)
+            out[image, first:last] = y
+            if with_inverse_norm:
+                inverse_norm[image, first:last] = inverse
+    return out, inverse_norm
+
+
+def _affine(shift, scale, weight, bias, add_one) -> tuple[Tensor | None, Tensor | None]:
+    """(n * weight + bias) * scale + shift as n * gain + offset: gain and offset (1|B, 1|N, D) float32 or None."""
+    shift, scale, weight, bias = (None if t is None else t.to(torch.float32) for t in (shift, scale, weight, bias))
+    if scale is not None and add_one:
+        scale = 1.0 + scale
+    gain = weight[None, None] if scale is None and weight is not None else scale
+    if scale is not None and weight is not None:
+        gain = scale * weight
+    offset = shift
+    if bias is not None:
+        scaled = bias[None, None] if scale is None else bias * scale
+        offset = scaled if shift is None else scaled + shift
+    return gain, offset
+
+
+def _rows_of(t: Tensor | None, image: int, first: int, last: int) -> Tensor | None:
+    """The part of (1|B, 1|N, D) that meets tokens first..last of an image: (1|n, D)."""
+    if t is None:
+        return None
+    t = t[image if t.shape[0] > 1 else 0]
+    return t[first:last] if t.shape[0] > 1 else t
+
+
+def _normed(y: Tensor, gain: Tensor | None, offset: Tensor | None, norm: str, eps: float) -> Tensor:
+    """Norm of the rows (n, D), times gain, plus offset; one pass over memory where both are shared by all tokens."""
+    shape = y.shape[-1:]
+    shared = all(t is None or t.shape[0] == 1 for t in (gain, offset))
+    if norm == "layer" and shared:
+        return F.layer_norm(y, shape, None if gain is None else gain[0], None if offset is None else offset[0], eps)
+    y = F.layer_norm(y, shape, eps=eps) if norm == "layer" else F.rms_norm(y, shape, eps=eps)
+    y = y if gain is None else y * gain
+    return y if offset is None else y + offset
+
+
+def zero_largest(y: Tensor, k: int) -> Tensor:
+    """Zero each row's k largest |y|; equal ones from the lowest index on, NaN never."""
+    size = y.detach().abs().nan_to_num(nan=-1.0, posinf=torch.inf)  # (n, D)
+    largest = torch.zeros_like(size, dtype=torch.bool)
+    for _ in range(min(k, y.shape[-1])):
+        index = size.argmax(-1, keepdim=True)  # the first maximum, as documented
+        largest.scatter_(-1, index, True)
+        size.scatter_(-1, index, -1.0)
+    return y.masked_fill(largest & ~y.isnan(), 0.0)
+
+
+# --- bilinear geometry -----------------------------------------------------------------------------------------------
+
+
+class AxisTaps(NamedTuple):
+    """Where each of L pixels sits between n grid cells: value = (1 - weight) * cell[low] + weight * cell[high]."""
+
+    low: Tensor  # (L,) int64
+    high: Tensor  # (L,) int64, min(low + 1, n - 1)
+    weight: Tensor  # (L,) float32 in [0, 1)
+
+
+def axis_taps(cells: int, length: int, device: torch.device | str | None = None) -> AxisTaps:
+    """Pixel u of L on a grid of n cells sits at clamp((u + 0.5) * n / L - 0.5, 0, n - 1).
+
+    Worked out in integers, in units of 1 / 2L cells: the weight is correctly rounded, exactly 0 in the border bands,
+    and the same for pixels that sit alike in their cells, so equal pixels get bitwise equal scores.
+    """
+    unit = 2 * length
+    position = ((2 * torch.arange(length, device=device) + 1) * cells - length).clamp(0, unit * (cells - 1))
+    low = position // unit
+    weight = (position - low * unit).to(torch.float32) / unit
+    return AxisTaps(low, (low + 1).clamp_max(cells - 1), weight)
+
+
+def sample_grid(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int], points: Tensor) -> Tensor:
+    """Features at points, bilinear between tokens (``align_corners=False``), clamped at both ends.
+
+    Args:
+        tokens: (h*w, D), raster order.
+        grid: (h, w).
+        size: (H, W) in pixels of the area the grid covers.
+        points: (K, 2), (x, y) in pixel-index coordinates; float allowed, outside is clamped to the border.
+
+    Returns:
+        (K, D) float32, not normalised; NaN where a point is NaN.
+    """
+    (h, w), (height, width) = grid, size
+    x_low, x_high, x_weight = _point_taps(points[:, 0], w, width)
+    y_low, y_high, y_weight = _point_taps(points[:, 1], h, height)
+    top = _mix(_row(tokens, y_low * w + x_low), _row(tokens, y_low * w + x_high), x_weight)  # (K, D)
+    bottom = _mix(_row(tokens, y_high * w + x_low), _row(tokens, y_high * w + x_high), x_weight)
+    return _mix(top, bottom, y_weight)
+
+
+def _point_taps(points: Tensor, cells: int, length: int) -> AxisTaps:
+    exact = torch.float32 if points.device.type == "mps" else torch.float64  # MPS has no float64
+    position = ((2 * points.to(exact) + 1) * cells - length) / (2 * length)
+    position = position.clamp(0, cells - 1)
+    low = position.nan_to_num(0.0).floor().to(torch.int64)
+    return AxisTaps(low, (low + 1).clamp_max(cells - 1), (position - low).to(torch.float32))
+
+
+def _row(tokens: Tensor, index: Tensor) -> Tensor:
+    return tokens[index].to(torch.float32)
+
+
+def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """Rows (K, D) between low and high; a row of weight 0 takes no part, not even with NaN."""
+    weight = weight[:, None]
+    return torch.where(weight == 0, low, (1 - weight) * low + weight * high)
+
+
+# --- nearest neighbour on the upsampled grid -------------------------------------------------------------------------
+
+
+def upsampled_planes(key: Tensor, grids: Sequence[int]) -> Tensor:
+    """Five dot products of each cell with itself and its neighbours (clamped at the border).
+
+    Args:
+        key: (M, D), the grids' rows back to back.
+        grids: h0, w0, h1, w1, ... with the products summing to M.
+
+    Returns:
+        (5, M) float32: cell with itself, right, below, diagonal (right below), and its right with its below neighbour.
+    """
+    planes, start = [], 0
+    for h, w in _pairs(grids):
+        planes.append(_planes_of_grid(key[start : start + h * w].unflatten(0, (h, w))))
+        start += h * w
+    return torch.cat(planes, 1) if planes else key.new_zeros((5, 0), dtype=torch.float32)
+
+
+def _planes_of_grid(cells: Tensor) -> Tensor:
+    """(h, w, D) -> (5, h*w) float32."""
+    h, w, channels = cells.shape
+    bands = []
+    for first, last in _blocks(h, w * channels, cells.device):
+        band = cells[first : min(last + 1, h)].to(torch.float32)  # with the row below
+        if last == h:
+            band = torch.cat([band, band[-1:]])
+        here, below = band[:-1], band[1:]  # (n, w, D)
+        right, diagonal = (torch.cat([t[:, 1:], t[:, -1:]], 1) for t in (here, below))
+        products = ((here, here), (here, right), (here, below), (here, diagonal), (right, below))
+        bands.append(torch.stack([(a * b).sum(-1) for a, b in products]))  # (5, n, w)
+    return torch.cat(bands, 1).flatten(1)
+
+
+def upsampled_inverse_norm(
+    planes: Tensor, size: tuple[int, int], rows: tuple[int, int] | None = None
+) -> Tensor:
+    """1 / |F(p)| of the bilinearly upsampled features, from the planes alone.
+
+    Args:
+        planes: (5, h, w) of :func:`upsampled_planes`.
+        size: (H, W) of the image.
+        rows: first and last (exclusive) pixel row; None: all.
+
+    Returns:
+        (rows, W) float32: 0 where F(p) is zero or cancels, NaN where a cell that is not finite has weight.
+    """
+    h, w = planes.shape[1:]
+    ys, xs = _rows_of_taps(axis_taps(h, size[0], planes.device), rows), axis_taps(w, size[1], planes.device)
+    finite = planes[0].isfinite()  # (h, w)
+    planes = torch.where(finite.all(), planes, planes.nan_to_num(0.0, 0.0, 0.0))
+    itself, right, below, diagonal, anti = planes
+
+    # F(p) = (1-wy) T + wy U with T, U the interpolated rows above and below: first their Gram numbers, (h, W) each.
+    a, b = 1 - xs.weight, xs.weight  # (W,)
+    row_norm = a * a * itself[:, xs.low] + b * b * itself[:, xs.high] + 2 * a * b * right[:, xs.low]
+    row_dot = a * a * below[:, xs.low] + b * b * below[:, xs.high] + a * b * (diagonal + anti)[:, xs.low]
+    length = itself.sqrt()
+    row_length = a * length[:, xs.low] + b * length[:, xs.high]
+
+    c, d = (1 - ys.weight)[:, None], ys.weight[:, None]  # (rows, 1)
+    square = c * c * row_norm[ys.low] + d * d * row_norm[ys.high] + 2 * c * d * row_dot[ys.low]  # (rows, W)
+    bound = c * row_length[ys.low] + d * row_length[ys.high]
+    inverse = square.clamp_min(NORM_FLOOR**2).sqrt().reciprocal()
+    inverse = inverse.masked_fill(square <= CANCELLED * bound * bound, 0.0)
+    if finite.all():
+        return inverse
+    broken = (~finite).to(torch.float32)
+    broken = a * broken[:, xs.low] + b * broken[:, xs.high]
+    return inverse.masked_fill(c * broken[ys.low] + d * broken[ys.high] > 0, torch.nan)
+
+
+def upsampled_argmax(
+    query: Tensor,
+    key: Tensor,
+    planes: Tensor | None,
+    mask: Tensor | None,
+    query_offsets: Sequence[int],
+    grids: Sequence[int],
+    sizes: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """For each query the pixel of its own image whose upsampled feature has the highest cosine similarity.
+
+    Args:
+        query: (K, D), the pairs' queries back to back; pair i owns rows query_offsets[i] .. query_offsets[i+1].
+        key: (M, D), the pairs' grids back to back.
+        planes: (5, M) of :func:`upsampled_planes`, or None.
+        mask: bool, the pairs' (H, W) masks flattened back to back (True: may be chosen), or None.
+        query_offsets: P + 1 numbers.
+        grids, sizes: h0, w0, h1, w1, ... and H0, W0, H1, W1, ...
+
+    Returns:
+        xy (K, 2) int64 and score (K,) float32 in [-1, 1]; the lowest raster index among equal scores; (-1, -1) and NaN
+        where the query is not finite or no pixel may be chosen.
+    """
+    results, cell, pixel = [], 0, 0
+    for pair, ((h, w), (height, width)) in enumerate(zip(_pairs(grids), _pairs(sizes), strict=True)):
+        cells = slice(cell, cell + h * w)
+        own_planes = upsampled_planes(key[cells], (h, w)) if planes is None else planes[:, cells]
+        own_mask = None if mask is None else mask[pixel : pixel + height * width].reshape(height, width)
+        queries = query[query_offsets[pair] : query_offsets[pair + 1]]
+        coarse = _coarse_scores(queries, key[cells]).unflatten(1, (h, w))  # (K, h, w)
+        results.append(_argmax_pixels(coarse, own_planes.unflatten(1, (h, w)), own_mask, (height, width)))
+        cell, pixel = cell + h * w, pixel + height * width
+    if not results:
+        return query.new_zeros((0, 2), dtype=torch.int64), query.new_zeros(0, dtype=torch.float32)
+    return torch.cat([xy for xy, _ in results]), torch.cat([score for _, score in results])
+
+
+def upsampled_similarity(query: Tensor, key: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Cosine similarity of each query with every pixel of the upsampled grid.
+
+    Args:
+        query: (K, D).
+        key: (h*w, D).
+        grid, size: (h, w), (H, W).
+
+    Returns:
+        (K, H, W) float32 in [-1, 1]; NaN where the query, or a cell with weight on the pixel, is not finite.
+    """
+    coarse = _coarse_scores(query, key).unflatten(1, grid)  # (K, h, w)
+    broken = coarse.isnan().flatten(1).all(1)
+    ys, xs = axis_taps(grid[0], size[0], key.device), axis_taps(grid[1], size[1], key.device)
+    inverse = upsampled_inverse_norm(upsampled_planes(key, grid).unflatten(1, grid), size)  # (H, W)
+    score = (_upsampled(coarse.nan_to_num(0.0, 0.0, 0.0), ys, xs) * inverse).clamp(-1, 1)
+    return score.masked_fill(broken[:, None, None], torch.nan)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (K, D) in float32 over their lengths (at least 1e-12); NaN rows where the length is not finite."""
+    rows = rows.to(torch.float32)
+    length = rows.norm(dim=-1, keepdim=True)
+    length = length.masked_fill(~length.isfinite(), torch.nan)
+    return rows / length.clamp_min(NORM_FLOOR)
+
+
+def _coarse_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Dot products of unit queries with raw keys: (K, h*w) float32; the key is widened block by block."""
+    unit = unit_rows(query)
+    if key.dtype == torch.float32:
+        return unit @ key.T
+    blocks = [unit @ key[a:b].to(torch.float32).T for a, b in _blocks(*key.shape, key.device)]
+    return torch.cat(blocks, 1)
+
+
+def _argmax_pixels(coarse: Tensor, planes: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Best pixel of each query, band of rows by band of rows; coarse (K, h, w), planes (5, h, w)."""
+    count, height, width = coarse.shape[0], *size
+    usable = coarse.isnan().flatten(1).all(1).logical_not() if coarse[0:1].numel() else coarse.new_ones(count).bool()
+    coarse = coarse.nan_to_num(0.0, 0.0, 0.0)  # what is not finite is told by usable and by the planes
+    ys, xs = axis_taps(coarse.shape[1], height, coarse.device), axis_taps(coarse.shape[2], width, coarse.device)
+    best = coarse.new_full((count,), -torch.inf)
+    index = torch.full((count,), -1, dtype=torch.int64, device=coarse.device)
+
+    for first, last in _blocks(height, width * min(count, 8), coarse.device):
+        inverse = upsampled_inverse_norm(planes, size, (first, last))  # (rows, W)
+        blocked = inverse.isnan() if mask is None else inverse.isnan() | ~mask[first:last]
+        taps = _rows_of_taps(ys, (first, last))
+        for start, stop in _blocks(count, (last - first) * width, coarse.device):
+            score = _upsampled(coarse[start:stop], taps, xs) * inverse  # (k, rows, W)
+            if blocked.any():
+                score = score.masked_fill(blocked, -torch.inf)
+            top, where = score.flatten(1).max(1)  # the first maximum, as documented
+            better = top > best[start:stop]  # strictly: an earlier band keeps a tie
+            best = torch.cat([best[:start], torch.where(better, top, best[start:stop]), best[stop:]])
+            index[start:stop] = torch.where(better, where + first * width, index[start:stop])
+
+    index = index.masked_fill(~usable, -1)
+    score = best.clamp(-1, 1).masked_fill(index < 0, torch.nan)
+    xy = torch.stack([index % width, index // width], 1)
+    return xy.masked_fill(index[:, None] < 0, -1), score
+
+
+def _upsampled(coarse: Tensor, ys: AxisTaps, xs: AxisTaps) -> Tensor:
+    """(k, h, w) at the pixels of the taps: (k, rows, W). Products and sums apart: the same bits for the same weights."""
+    low, high = int(ys.low[0]), int(ys.high[-1]) + 1  # the grid rows this band needs
+    coarse = coarse[:, low:high]
+    wide = coarse[:, :, xs.low] * (1 - xs.weight) + coarse[:, :, xs.high] * xs.weight  # (k, high - low, W)
+    weight = ys.weight[:, None]
+    return wide[:, ys.low - low] * (1 - weight) + wide[:, ys.high - low] * weight
+
+
+def score_at(query: Tensor, key: Tensor, grid: tuple[int, int], size: tuple[int, int], xy: Tensor) -> Tensor:
+    """Cosine similarity of each query with the upsampled feature at its own pixel, in float64, without the closed form.
+
+    Args:
+        query: (K, D).
+        key: (h*w, D).
+        grid, size: (h, w), (H, W).
+        xy: (K, 2) integers inside the image.
+
+    Returns:
+        (K,) float64; NaN where the query, or a cell with weight on the pixel, is not finite.
+    """
+    (h, w), (height, width) = grid, size
+    query, key = query.to(torch.float64), key
+    xs, ys = axis_taps(w, width, key.device), axis_taps(h, height, key.device)
+    x, y = xy[:, 0], xy[:, 1]
+    wx, wy = (xs.weight.double()[x], ys.weight.double()[y])  # (K,)
+    corners = (
+        ((1 - wy) * (1 - wx), ys.low[y] * w + xs.low[x]),
+        ((1 - wy) * wx, ys.low[y] * w + xs.high[x]),
+        (wy * (1 - wx), ys.high[y] * w + xs.low[x]),
+        (wy * wx, ys.high[y] * w + xs.high[x]),
+    )
+    feature = torch.zeros_like(query)
+    bound = torch.zeros_like(wx)
+    for weight, cell in corners:
+        row = torch.where(weight[:, None] > 0, key[cell].to(torch.float64), 0.0)
+        feature = feature + weight[:, None] * row
+        bound = bound + weight * row.norm(dim=1)
+    length = feature.norm(dim=1)
+    score = F.cosine_similarity(query, feature, dim=1, eps=NORM_FLOOR)
+    return score.masked_fill(length**2 <= CANCELLED * bound**2, 0.0)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _pairs(flat: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return zip(flat[0::2], flat[1::2], strict=True)
+
+
+def _blocks(count: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Ranges over count rows of so many elements; a GPU takes larger bites."""
+    budget = BLOCK if device.type == "cpu" else 64 * BLOCK
+    step = max(1, budget // max(1, elements))
+    return ((first, min(first + step, count)) for first in range(0, count, step))
+
+
+def _rows_of_taps(taps: AxisTaps, rows: tuple[int, int] | None) -> AxisTaps:
+    return taps if rows is None else AxisTaps(*(t[rows[0] : rows[1]] for t in taps))

@@ -242,7 +242,7 @@ def _style(count: int) -> _Style:
         return _Style(radius=4.5, line=1.8, line_alpha=215, font=12, scores=True, crowding=math.inf)
     if count <= 60:
         return _Style(radius=3.6, line=1.2, line_alpha=150, font=10, scores=False, crowding=0.25)
-    return _Style(radius=2.6, line=1.0, line_alpha=80, font=10, scores=False, crowding=0.0)
+    return _Style(radius=2.6, line=0.7, line_alpha=90, font=10, scores=False, crowding=0.0)
 
 
 def _draw_pairs(overlay: _Overlay, pairs: list[_Pair], colors: list[Color], panels: list[Panel]) -> None:
@@ -330,9 +330,10 @@ class _Overlay:
         )
 
     def line(self, start: tuple[float, float], end: tuple[float, float], color: Color, style: _Style) -> None:
-        """From marker edge to marker edge, on a darker line that keeps it visible on its own colour."""
+        """From marker edge to marker edge, over a darker line that keeps it visible on its own colour."""
         ends = [start[0] * _FINE, start[1] * _FINE, end[0] * _FINE, end[1] * _FINE]
-        self.draw.line(ends, (*_INK, style.line_alpha // 2), round((style.line + 1.4) * _FINE))
+        if style.line_alpha > 100:
+            self.draw.line(ends, (*_INK, style.line_alpha // 2), round((style.line + 1.4) * _FINE))
         self.draw.line(ends, (*color, style.line_alpha), round(style.line * _FINE))
 
     def marker(self, at: tuple[float, float], color: Color, radius: float) -> None:

@@ -130,7 +130,7 @@ def pick(sites: Sequence[BlockSite], block: SupportsIndex, model: str) -> BlockS
     if isinstance(sites[index].module, Dropped):
         last = max(s.index for s in sites if not isinstance(s.module, Dropped))
         raise InputError.of(
-            "block", index, f"an index in 0..{last}: {model} was loaded up to there; load it anew for a deeper block"
+            "block", index, f"an index in 0..{last}: {model} was loaded up to there; load it with block={block} or truncate=False"
         )
     return sites[index]
 

@@ -42,20 +42,17 @@ def load_module(
         cls: class of the model.
         config: the content of its config.json.
         folder: the checkpoint's folder that holds it, "" for the top.
-        drop: removes what is not wanted from the empty model; None loads all of it as diffusers does.
+        drop: removes what is not wanted from the empty model; None keeps all of it.
 
     Raises:
         ModelError: a weight is missing or has another shape, a file cannot be had or read.
     """
     with torch.inference_mode(False):
-        shards = None if drop is None or "quantization_config" in config else _shards(files, folder)
-        if shards is None or drop is None:
-            model = _load_whole(cls, files, folder, dtype)
-            if drop is not None:
-                drop(model)
-        else:
-            model = _empty(cls, config, dtype)
+        shards = None if "quantization_config" in config else _shards(files, folder)
+        model = _load_whole(cls, files, folder, dtype) if shards is None else _empty(cls, config, dtype)
+        if drop is not None:
             drop(model)
+        if shards is not None:
             _fill(model, shards, files, dtype, device)
         return model.to(device).eval().requires_grad_(False)
 

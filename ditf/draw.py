@@ -83,11 +83,13 @@ def draw_matches(
     title: str | None = None,
     captions: tuple[str, str] = ("source", "target"),
     color_by: Literal["auto", "point", "score"] = "auto",
+    cycle_tolerance: float | None = None,
     height: int = 440,
 ) -> Image.Image:
     """Both images side by side; every pair has a number, a colour, a line, and its score beside the target point.
 
-    A point without a match (target (-1, -1) or a score that is not a number) is a grey marker without a line.
+    A point without a match (target (-1, -1) or a score that is not a number) is a grey marker without a line. Where
+    the matches know their cycle error, those that do not lead back have a faint line.
 
     Args:
         matches: K pairs.
@@ -97,6 +99,8 @@ def draw_matches(
         title: a line above everything.
         captions: above the two images; letters outside ASCII are spelled without accents or as "?".
         color_by: a hue of its own for every point, or the score on a colour bar; "auto" takes hues up to 12 points.
+        cycle_tolerance: the largest cycle error, in source pixels, of a match that leads back; default 5% of the
+            longer side of the source.
         height: of the images, in pixels of the picture; wide images are shown lower.
 
     Returns:
@@ -108,7 +112,8 @@ def draw_matches(
     if color_by not in ("auto", "point", "score"):
         raise InputError.of("color_by", color_by, "one of auto, point, score")
     images = [load_image(source), load_image(target)]
-    pairs = _pairs(matches, images)
+    tolerance = 0.05 * max(images[0].size) if cycle_tolerance is None else cycle_tolerance
+    pairs = _pairs(matches, images, tolerance)
     if heat_map is not None:
         if not 0 <= heat_point < max(1, len(pairs)):
             raise InputError.of("heat_point", heat_point, f"an index in 0..{len(pairs) - 1}")
@@ -132,7 +137,7 @@ def draw_matches(
     if title is not None:
         overlay.text((_MARGIN, _MARGIN + _TITLE / 2 - 7), title, 19, _INK, "lm", limit=size[0] - 2 * _MARGIN)
     _draw_pairs(overlay, pairs, colors, panels)
-    _draw_legend(overlay, pairs, by_score, span, panels)
+    _draw_legend(overlay, pairs, by_score, span, tolerance, panels)
     if heat_map is not None:
         overlay.color_bar(panels[2], _INFERNO, _span(heat_map))
         if pairs and pairs[heat_point].found:
@@ -216,6 +221,7 @@ class _Pair:
     target: tuple[float, float]
     score: float
     found: bool
+    doubtful: bool
 
 
 @dataclass(frozen=True)
@@ -248,9 +254,9 @@ def _style(count: int) -> _Style:
 def _draw_pairs(overlay: _Overlay, pairs: list[_Pair], colors: list[Color], panels: list[Panel]) -> None:
     style = _style(len(pairs))
     ends = [(panels[0].at(*p.source), panels[1].at(*p.target) if p.found else None) for p in pairs]
-    for (start, end), color in zip(ends, colors, strict=True):
+    for pair, (start, end), color in zip(pairs, ends, colors, strict=True):
         if end is not None:
-            overlay.line(start, end, color, style)
+            overlay.line(start, end, color, style, faint=pair.doubtful)
     for (start, end), color in zip(ends, colors, strict=True):
         for at in (start, end):
             if at is not None:
@@ -268,7 +274,12 @@ def _draw_pairs(overlay: _Overlay, pairs: list[_Pair], colors: list[Color], pane
 
 
 def _draw_legend(
-    overlay: _Overlay, pairs: list[_Pair], by_score: bool, span: tuple[float, float] | None, panels: list[Panel]
+    overlay: _Overlay,
+    pairs: list[_Pair],
+    by_score: bool,
+    span: tuple[float, float] | None,
+    tolerance: float,
+    panels: list[Panel],
 ) -> None:
     missing = [pair.number for pair in pairs if not pair.found]
     notes = []
@@ -277,6 +288,8 @@ def _draw_legend(
             notes.append("beside the target points: cosine similarity")
         elif by_score:
             notes.append("colour: cosine similarity")
+    if any(pair.doubtful for pair in pairs):
+        notes.append(f"faint lines: do not lead back within {tolerance:.0f} px")
     if missing:
         names = ", ".join(map(str, missing[:6])) + (", ..." if len(missing) > 6 else "")
         notes.append(f"no match for {names} (grey)")
@@ -329,12 +342,15 @@ class _Overlay:
             (left * _FINE - 2, top * _FINE - 2, right * _FINE + 1, bottom * _FINE + 1), None, (*_SOFT_INK, 120), 2
         )
 
-    def line(self, start: tuple[float, float], end: tuple[float, float], color: Color, style: _Style) -> None:
-        """From marker edge to marker edge, over a darker line that keeps it visible on its own colour."""
+    def line(
+        self, start: tuple[float, float], end: tuple[float, float], color: Color, style: _Style, *, faint: bool
+    ) -> None:
+        """From centre to centre, over a darker line that keeps it visible on its own colour."""
         ends = [start[0] * _FINE, start[1] * _FINE, end[0] * _FINE, end[1] * _FINE]
-        if style.line_alpha > 100:
-            self.draw.line(ends, (*_INK, style.line_alpha // 2), round((style.line + 1.4) * _FINE))
-        self.draw.line(ends, (*color, style.line_alpha), round(style.line * _FINE))
+        width, alpha = (0.6 * style.line, 2 * style.line_alpha // 5) if faint else (style.line, style.line_alpha)
+        if alpha > 100:
+            self.draw.line(ends, (*_INK, alpha // 2), round((width + 1.4) * _FINE))
+        self.draw.line(ends, (*color, alpha), max(1, round(width * _FINE)))
 
     def marker(self, at: tuple[float, float], color: Color, radius: float) -> None:
         """A disc of the pair's colour, rimmed white and dark; its centre is the point."""
@@ -421,20 +437,25 @@ def _common(a: _Box, b: _Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _pairs(matches: Matches, images: Sequence[Image.Image]) -> list[_Pair]:
+def _pairs(matches: Matches, images: Sequence[Image.Image], tolerance: float) -> list[_Pair]:
     for name, size, image in zip(("source", "target"), (matches.source_size, matches.target_size), images, strict=True):
         if size is not None and tuple(size) != (image.height, image.width):
             raise InputError.of(name, (image.height, image.width), f"the (H, W) that was matched, {tuple(size)}")
-    rows = zip(matches.source.tolist(), matches.target.tolist(), matches.score.tolist(), strict=True)
+    errors = [0.0] * len(matches) if matches.cycle_error is None else matches.cycle_error.tolist()
+    rows = zip(matches.source.tolist(), matches.target.tolist(), matches.score.tolist(), errors, strict=True)
     pairs = []
-    for number, (source, target, score) in enumerate(rows, 1):
+    for number, (source, target, score, error) in enumerate(rows, 1):
         found = math.isfinite(score) and tuple(target) != (-1.0, -1.0)
         for name, point, image in (("source", source, images[0]), ("target", target if found else None, images[1])):
             if point is not None and not (0 <= point[0] <= image.width - 1 and 0 <= point[1] <= image.height - 1):
                 raise InputError.of(
                     f"{name} point {number}", tuple(point), f"x in 0..{image.width - 1}, y in 0..{image.height - 1}"
                 )
-        pairs.append(_Pair(number, (source[0], source[1]), (target[0], target[1]), score, found))
+        pairs.append(
+            _Pair(
+                number, (source[0], source[1]), (target[0], target[1]), score, found, found and not error <= tolerance
+            )
+        )
     return pairs
 
 

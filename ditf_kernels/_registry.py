@@ -27,6 +27,7 @@ def define(
     kernel: str,
     fake: Callable[..., Any],
     compare: Callable[[tuple[Any, ...], Any, Any], None],
+    limit: Callable[..., str | None] = lambda *inputs: None,
 ) -> Callable[..., Any]:
     """Register an op whose last argument is ``str? backend``, and return it.
 
@@ -36,12 +37,20 @@ def define(
         kernel: "module.function" below ``ditf_kernels._triton``, imported at the first call that needs Triton.
         fake: shapes and dtypes of the results, for tracing.
         compare: raises VerificationError if the results of kernel and twin differ; called with the arguments and both.
+        limit: why the kernel cannot take these arguments, or None. "auto" runs the twin then.
+
+    A call raises:
+        BackendError: the backend asked for cannot run here, or cannot take the arguments.
     """
     name = schema.partition("(")[0]
 
     def implementation(*args: Any) -> Any:
         *inputs, asked = args
         chosen = backend.resolve(asked, inputs[0].device.type)
+        if chosen != "torch" and (reason := limit(*inputs)):
+            if not backend.asks_for(asked, "auto"):
+                raise backend.BackendError(f'backend: got "{chosen}" for {name}, but {reason}; use "torch"')
+            chosen = "torch"
         if chosen == "torch":
             return twin(*inputs)
         module, _, function = kernel.partition(".")

@@ -182,7 +182,7 @@ def _channels(discard: Sequence[int] | Tensor | None, channels: int, device: tor
     """Channel indices as an int32 tensor (n,) on the device, or None for none."""
     if discard is None:
         return None
-    if isinstance(discard, Tensor):
+    if isinstance(discard, torch.Tensor):
         if discard.ndim != 1 or discard.is_floating_point() or discard.dtype == torch.bool:
             raise ValueError(
                 f"discard: got shape {tuple(discard.shape)} {discard.dtype}, expected (n,) of an integer dtype"

@@ -32,6 +32,7 @@ __all__ = [
 NORM_FLOOR = 1e-12  # F.normalize's: a shorter vector counts as zero
 CANCELLED = 2.0**-10  # |F(p)|^2 at or below this share of (sum_i w_i |f_i|)^2 is rounding noise, not a direction
 BLOCK = 1 << 18  # elements of one temporary: 1 MiB of float32
+QUERIES = 16  # that share one interpolated band of inverse norms
 
 
 # --- adaln -----------------------------------------------------------------------------------------------------------
@@ -108,13 +109,9 @@ def _affine(shift, scale, weight, bias, add_one) -> tuple[Tensor | None, Tensor 
     shift, scale, weight, bias = (None if t is None else t.to(torch.float32) for t in (shift, scale, weight, bias))
     if scale is not None and add_one:
         scale = 1.0 + scale
-    gain = weight[None, None] if scale is None and weight is not None else scale
-    if scale is not None and weight is not None:
-        gain = scale * weight
-    offset = shift
-    if bias is not None:
-        scaled = bias[None, None] if scale is None else bias * scale
-        offset = scaled if shift is None else scaled + shift
+    gain = scale if weight is None else weight[None, None] if scale is None else weight * scale
+    moved = bias if bias is None or scale is None else bias * scale
+    offset = shift if moved is None else moved[(None,) * (3 - moved.ndim)] if shift is None else moved + shift
     return gain, offset
 
 
@@ -122,8 +119,8 @@ def _rows_of(t: Tensor | None, image: int, first: int, last: int) -> Tensor | No
     """The part of (1|B, 1|N, D) that meets tokens first..last of an image: (1|n, D)."""
     if t is None:
         return None
-    t = t[image if t.shape[0] > 1 else 0]
-    return t[first:last] if t.shape[0] > 1 else t
+    own = t[image if t.shape[0] > 1 else 0]
+    return own[first:last] if own.shape[0] > 1 else own
 
 
 def _normed(y: Tensor, gain: Tensor | None, offset: Tensor | None, norm: str, eps: float) -> Tensor:
@@ -245,9 +242,7 @@ def _planes_of_grid(cells: Tensor) -> Tensor:
     return torch.cat(bands, 1).flatten(1)
 
 
-def upsampled_inverse_norm(
-    planes: Tensor, size: tuple[int, int], rows: tuple[int, int] | None = None
-) -> Tensor:
+def upsampled_inverse_norm(planes: Tensor, size: tuple[int, int], rows: tuple[int, int] | None = None) -> Tensor:
     """1 / |F(p)| of the bilinearly upsampled features, from the planes alone.
 
     Args:
@@ -260,9 +255,8 @@ def upsampled_inverse_norm(
     """
     h, w = planes.shape[1:]
     ys, xs = _rows_of_taps(axis_taps(h, size[0], planes.device), rows), axis_taps(w, size[1], planes.device)
-    finite = planes[0].isfinite()  # (h, w)
-    planes = torch.where(finite.all(), planes, planes.nan_to_num(0.0, 0.0, 0.0))
-    itself, right, below, diagonal, anti = planes
+    broken = (~planes[0].isfinite()).to(torch.float32)  # (h, w)
+    itself, right, below, diagonal, anti = planes.nan_to_num(0.0, 0.0, 0.0)
 
     # F(p) = (1-wy) T + wy U with T, U the interpolated rows above and below: first their Gram numbers, (h, W) each.
     a, b = 1 - xs.weight, xs.weight  # (W,)
@@ -276,9 +270,8 @@ def upsampled_inverse_norm(
     bound = c * row_length[ys.low] + d * row_length[ys.high]
     inverse = square.clamp_min(NORM_FLOOR**2).sqrt().reciprocal()
     inverse = inverse.masked_fill(square <= CANCELLED * bound * bound, 0.0)
-    if finite.all():
+    if not bool(broken.any()):
         return inverse
-    broken = (~finite).to(torch.float32)
     broken = a * broken[:, xs.low] + b * broken[:, xs.high]
     return inverse.masked_fill(c * broken[ys.low] + d * broken[ys.high] > 0, torch.nan)
 
@@ -311,9 +304,12 @@ def upsampled_argmax(
         cells = slice(cell, cell + h * w)
         own_planes = upsampled_planes(key[cells], (h, w)) if planes is None else planes[:, cells]
         own_mask = None if mask is None else mask[pixel : pixel + height * width].reshape(height, width)
-        queries = query[query_offsets[pair] : query_offsets[pair + 1]]
-        coarse = _coarse_scores(queries, key[cells]).unflatten(1, (h, w))  # (K, h, w)
-        results.append(_argmax_pixels(coarse, own_planes.unflatten(1, (h, w)), own_mask, (height, width)))
+        unit = unit_rows(query[query_offsets[pair] : query_offsets[pair + 1]])  # (k, D)
+        coarse = _coarse_scores(unit, key[cells]).unflatten(1, (h, w))  # (k, h, w)
+        index, score = _argmax_pixels(coarse, own_planes.unflatten(1, (h, w)), own_mask, (height, width))
+        none = (index < 0) | unit[:, 0].isnan()
+        xy = torch.stack([index % width, index // width], 1).masked_fill(none[:, None], -1)
+        results.append((xy, score.clamp(-1, 1).masked_fill(none, torch.nan)))
         cell, pixel = cell + h * w, pixel + height * width
     if not results:
         return query.new_zeros((0, 2), dtype=torch.int64), query.new_zeros(0, dtype=torch.float32)
@@ -331,7 +327,7 @@ def upsampled_similarity(query: Tensor, key: Tensor, grid: tuple[int, int], size
     Returns:
         (K, H, W) float32 in [-1, 1]; NaN where the query, or a cell with weight on the pixel, is not finite.
     """
-    coarse = _coarse_scores(query, key).unflatten(1, grid)  # (K, h, w)
+    coarse = _coarse_scores(unit_rows(query), key).unflatten(1, grid)  # (K, h, w)
     broken = coarse.isnan().flatten(1).all(1)
     ys, xs = axis_taps(grid[0], size[0], key.device), axis_taps(grid[1], size[1], key.device)
     inverse = upsampled_inverse_norm(upsampled_planes(key, grid).unflatten(1, grid), size)  # (H, W)
@@ -347,45 +343,35 @@ def unit_rows(rows: Tensor) -> Tensor:
     return rows / length.clamp_min(NORM_FLOOR)
 
 
-def _coarse_scores(query: Tensor, key: Tensor) -> Tensor:
+def _coarse_scores(unit: Tensor, key: Tensor) -> Tensor:
     """Dot products of unit queries with raw keys: (K, h*w) float32; the key is widened block by block."""
-    unit = unit_rows(query)
     if key.dtype == torch.float32:
         return unit @ key.T
-    blocks = [unit @ key[a:b].to(torch.float32).T for a, b in _blocks(*key.shape, key.device)]
-    return torch.cat(blocks, 1)
+    return torch.cat([unit @ key[a:b].to(torch.float32).T for a, b in _blocks(len(key), key.shape[1], key.device)], 1)
 
 
 def _argmax_pixels(coarse: Tensor, planes: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Best pixel of each query, band of rows by band of rows; coarse (K, h, w), planes (5, h, w)."""
-    count, height, width = coarse.shape[0], *size
-    usable = coarse.isnan().flatten(1).all(1).logical_not() if coarse[0:1].numel() else coarse.new_ones(count).bool()
-    coarse = coarse.nan_to_num(0.0, 0.0, 0.0)  # what is not finite is told by usable and by the planes
+    """Best raster index (K,), -1 if there is none, and its score (K,), of coarse (K, h, w) and planes (5, h, w)."""
+    height, width = size
     ys, xs = axis_taps(coarse.shape[1], height, coarse.device), axis_taps(coarse.shape[2], width, coarse.device)
-    best = coarse.new_full((count,), -torch.inf)
-    index = torch.full((count,), -1, dtype=torch.int64, device=coarse.device)
-
-    for first, last in _blocks(height, width * min(count, 8), coarse.device):
+    parts = coarse.nan_to_num(0.0, 0.0, 0.0).split(QUERIES)  # cells that are not finite are told by the planes
+    best = [(part.new_full(part.shape[:1], -torch.inf), ys.low.new_full(part.shape[:1], -1)) for part in parts]
+    for first, last in _blocks(height, width * min(QUERIES, len(coarse)), coarse.device):
         inverse = upsampled_inverse_norm(planes, size, (first, last))  # (rows, W)
         blocked = inverse.isnan() if mask is None else inverse.isnan() | ~mask[first:last]
-        taps = _rows_of_taps(ys, (first, last))
-        for start, stop in _blocks(count, (last - first) * width, coarse.device):
-            score = _upsampled(coarse[start:stop], taps, xs) * inverse  # (k, rows, W)
-            if blocked.any():
-                score = score.masked_fill(blocked, -torch.inf)
+        blocked = blocked if bool(blocked.any()) else None
+        band = _rows_of_taps(ys, (first, last))
+        for i, part in enumerate(parts):
+            score = _upsampled(part, band, xs) * inverse  # (k, rows, W)
+            score = score if blocked is None else score.masked_fill(blocked, -torch.inf)
             top, where = score.flatten(1).max(1)  # the first maximum, as documented
-            better = top > best[start:stop]  # strictly: an earlier band keeps a tie
-            best = torch.cat([best[:start], torch.where(better, top, best[start:stop]), best[stop:]])
-            index[start:stop] = torch.where(better, where + first * width, index[start:stop])
-
-    index = index.masked_fill(~usable, -1)
-    score = best.clamp(-1, 1).masked_fill(index < 0, torch.nan)
-    xy = torch.stack([index % width, index // width], 1)
-    return xy.masked_fill(index[:, None] < 0, -1), score
+            better = top > best[i][0]  # strictly: an earlier band keeps a tie
+            best[i] = (torch.where(better, top, best[i][0]), torch.where(better, where + first * width, best[i][1]))
+    return torch.cat([index for _, index in best]), torch.cat([score for score, _ in best])
 
 
 def _upsampled(coarse: Tensor, ys: AxisTaps, xs: AxisTaps) -> Tensor:
-    """(k, h, w) at the pixels of the taps: (k, rows, W). Products and sums apart: the same bits for the same weights."""
+    """(k, h, w) at the pixels of the taps: (k, rows, W). Equal weights give equal bits: no fused multiply-adds."""
     low, high = int(ys.low[0]), int(ys.high[-1]) + 1  # the grid rows this band needs
     coarse = coarse[:, low:high]
     wide = coarse[:, :, xs.low] * (1 - xs.weight) + coarse[:, :, xs.high] * xs.weight  # (k, high - low, W)
@@ -406,10 +392,10 @@ def score_at(query: Tensor, key: Tensor, grid: tuple[int, int], size: tuple[int,
         (K,) float64; NaN where the query, or a cell with weight on the pixel, is not finite.
     """
     (h, w), (height, width) = grid, size
-    query, key = query.to(torch.float64), key
+    query = query.to(torch.float64)
     xs, ys = axis_taps(w, width, key.device), axis_taps(h, height, key.device)
     x, y = xy[:, 0], xy[:, 1]
-    wx, wy = (xs.weight.double()[x], ys.weight.double()[y])  # (K,)
+    wx, wy = xs.weight.double()[x], ys.weight.double()[y]  # (K,)
     corners = (
         ((1 - wy) * (1 - wx), ys.low[y] * w + xs.low[x]),
         ((1 - wy) * wx, ys.low[y] * w + xs.high[x]),

@@ -29,6 +29,7 @@ from ._registry import define, takes_gradient
 __all__ = ["upsampled_argmax", "upsampled_argmax_batch", "upsampled_planes"]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PIXELS = (1 << 32) - 1  # of one image in the kernel, where a pixel's index takes half of a 64-bit key
 
 
 def upsampled_planes(key: Tensor, grid: tuple[int, int], *, backend: str | None = None) -> Tensor:
@@ -208,9 +209,7 @@ def _check_rows(name: str, t: Tensor) -> None:
         raise ValueError(f"{name}: got {t.dtype}, expected float32, bfloat16 or float16")
 
 
-def _packed_masks(
-    masks: Sequence[Tensor | None], sizes: list[tuple[int, int]], device: torch.device
-) -> Tensor:
+def _packed_masks(masks: Sequence[Tensor | None], sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
     """The masks flattened back to back; a missing one allows every pixel."""
     if len(masks) != len(sizes):
         raise ValueError(f"masks: got {len(masks)}, expected {len(sizes)}, one per grid")
@@ -244,16 +243,38 @@ def _compare_argmax(inputs, kernel: tuple[Tensor, Tensor], twin: tuple[Tensor, T
     """Scores directly; pixels by what the kernel's choice scores against the twin's, in float64."""
     (xy, score), (twin_xy, twin_score) = kernel, twin
     _backend.check_close("upsampled_argmax", "score", score, twin_score)
-    query, key, _, _, offsets, grids, sizes = inputs
-    cell = 0
+    query, key, _, mask, offsets, grids, sizes = inputs
+    cell = pixel = 0
     for pair, (first, last) in enumerate(itertools.pairwise(offsets)):
-        grid, size = tuple(grids[2 * pair : 2 * pair + 2]), tuple(sizes[2 * pair : 2 * pair + 2])
-        cells = key[cell : cell + grid[0] * grid[1]]
-        cell += len(cells)
+        (h, w), (height, width) = grids[2 * pair : 2 * pair + 2], sizes[2 * pair : 2 * pair + 2]
+        cells, allowed = key[cell : cell + h * w], None if mask is None else mask[pixel : pixel + height * width]
+        cell, pixel = cell + h * w, pixel + height * width
         differs = (xy[first:last] != twin_xy[first:last]).any(1).nonzero()[:, 0] + first
         if len(differs):
-            ours = reference.score_at(query[differs], cells, grid, size, xy[differs])
-            _backend.check_close("upsampled_argmax", "score at the chosen pixel", ours.float(), twin_score[differs])
+            chosen = xy[differs]
+            _check_pixels(chosen, allowed, (height, width))
+            ours = reference.score_at(query[differs], cells, (h, w), (height, width), chosen).to(torch.float32)
+            _backend.check_close("upsampled_argmax", "score at the chosen pixel", ours, twin_score[differs])
+
+
+def _check_pixels(xy: Tensor, allowed: Tensor | None, size: tuple[int, int]) -> None:
+    """Raise VerificationError for a pixel that could not be chosen at all."""
+    x, y = xy.unbind(1)
+    good = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+    if allowed is not None:
+        good = good & allowed[(y * size[1] + x).clamp(0, len(allowed) - 1)]
+    if not bool(good.all()):
+        raise _backend.VerificationError(
+            f"upsampled_argmax: xy, shape {tuple(xy.shape)}, dtype {xy.dtype}, has {xy[~good][0].tolist()}, "
+            f"which is outside the image of (H, W) = {size} or its mask"
+        )
+
+
+def _limit(query, key, planes, mask, query_offsets, grids, sizes) -> str | None:
+    for height, width in zip(sizes[0::2], sizes[1::2], strict=True):
+        if height * width > PIXELS:
+            return f"an image of {height} x {width} pixels has more than {PIXELS}"
+    return None
 
 
 _planes = define(
@@ -270,4 +291,5 @@ _argmax = define(
     kernel="upsampled.argmax",
     fake=_fake_argmax,
     compare=_compare_argmax,
+    limit=_limit,
 )

@@ -18,6 +18,7 @@ from ditf.cli import doctor, main
 from ditf.cli.common import ModelOptions
 from ditf.cli.extract import file_names
 from ditf.cli.points import read_points
+from ditf.draw import draw_matches
 from ditf.errors import InputError, ModelError
 from ditf.images import load_image
 
@@ -283,6 +284,24 @@ def test_the_picture_is_of_the_kind_its_name_says(name, kind, here, stand_in):
         assert picture.format == kind
 
 
+def test_the_heat_map_is_of_the_first_point_and_peaks_at_its_match(here, stand_in, monkeypatch, capsys):
+    drawn = {}
+
+    def watch(matches, *images, **options):
+        drawn.update(options, matches=matches)
+        return draw_matches(matches, *images, **options)
+
+    monkeypatch.setattr("ditf.draw.draw_matches", watch)
+    points = ["--point", "30,40", "--point", "100,80"]
+    assert main(["match", "photo.jpg", "other.png", *points, "--out", "m.png"]) == 0
+    heat_map, matches = drawn["heat_map"], drawn["matches"]
+    x, y = (int(v) for v in matches.target[0])
+    assert drawn["heat_point"] == 0
+    assert heat_map.shape == (120, 160)
+    assert heat_map[y, x] == pytest.approx(float(matches.score[0]), abs=1e-5)
+    assert heat_map[y, x] == pytest.approx(float(heat_map.max()), abs=1e-5)
+
+
 def test_without_points_about_a_dozen_are_chosen(here, stand_in, capsys):
     assert main(["match", "photo.jpg", "other.png", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -443,15 +462,18 @@ def test_ditf_match_finds_points_of_a_shifted_picture(here):
         assert picture.size[0] > 600
 
 
-def test_ditf_match_prints_a_plain_table_and_repeats_itself(here):
-    runs = [
-        ditf_command("match", "photo.jpg", "other.png", "--fused", fused, folder=here, NO_COLOR="1")
-        for fused in ("true", "false")
+def test_ditf_match_prints_a_plain_table_and_repeats_itself(here, capsys):
+    arguments = ["match", "photo.jpg", "other.png", "--point", "30,40"]
+    done = ditf_command(*arguments, "--out", "é.png", folder=here, NO_COLOR="1", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert (here / "é.png").exists()
+    assert main([*arguments, "--fused", "false"]) == 0
+    rows = [
+        next(line for line in text.splitlines() if "30, 40" in line) for text in (done.stdout, capsys.readouterr().out)
     ]
-    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
-    tables = [[line for line in run.stdout.splitlines() if " s" not in line] for run in runs]
-    assert tables[0] == tables[1]
-    assert "\x1b" not in runs[0].stdout
+    assert rows[0].strip("|│").replace("|", "│") == rows[1].strip("|│")
 
 
 def test_ditf_extract_reads_any_kind_of_picture(here):
@@ -477,7 +499,9 @@ def test_ditf_extract_reads_any_kind_of_picture(here):
         (["--timestep", "2000"], 2, "timestep"),
         (["--discard", "auto"], 2, "auto"),
         (["--model", "nobody/nothing", "--local-files-only"], 1, "nobody/nothing"),
-        (["--device", "cuda:77"], 2, "cuda:77"),
+        (["--device", "cuda:77"], 2, "torch sees"),
+        (["--device", "gpu"], 2, "expected cuda"),
+        (["--size", "0"], 2, "size"),
     ],
 )
 def test_ditf_match_refuses_what_the_model_cannot_do(arguments, code, word, here, capsys):

@@ -69,6 +69,19 @@ def test_a_line_joins_the_two_points():
     assert red - blue > 80  # the first hue is orange
 
 
+def test_a_match_that_does_not_lead_back_has_a_faint_line():
+    image = plain(100, 100)
+    found = make([(90, 30), (90, 60)], [(10, 30), (10, 60)])
+    matches = Matches(found.source, found.target, found.score, cycle_error=torch.tensor([1.0, 40.0]))
+    panels = drawn_panels(image, image)
+    picture = np.asarray(draw_matches(matches, image, image), np.int32)
+    between = round((panels[0].box[2] + panels[1].left) / 2)  # white paper
+    ink = [(255 - picture[round(panels[0].at(0, y)[1]) - 4 :, between][:8]).sum() for y in (30, 60)]
+    assert ink[0] > 3 * ink[1] > 0
+    certain = draw_matches(matches, image, image, cycle_tolerance=50)
+    assert certain.tobytes() != draw_matches(matches, image, image).tobytes()
+
+
 def test_equal_inputs_give_equal_pixels():
     image = plain(64, 48)
     heat = torch.linspace(0, 1, 64 * 48).view(48, 64)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ModelError
+from ..errors import InputError
 from .families import Family, Pixel
 from .families.base import Text
 from .latents import Posterior, encode
@@ -106,8 +106,7 @@ class Backbone:
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
             if new and self._family.reads_text:
                 log.info("encoding %d prompts", len(new))
-                with self._parts.text_pipeline() as (pipeline, device), torch.no_grad():
-                    self._encode(new, pipeline, device)
+                self._parts.use_text(lambda pipeline, device: self._encode(new, pipeline, device))
             elif new:
                 self._encode(new, None, self.device)
             return {prompt: self._texts[prompt] for prompt in prompts}
@@ -129,12 +128,9 @@ class Backbone:
             raise InputError.of("pixels", tuple(pixels.shape), f"height and width multiples of {side}")
         if isinstance(self._family, Pixel):
             return Posterior(self._family.as_latent(pixels).to(self.device))
-        posterior = encode(self._parts.vae, pixels)
+        posterior = encode(self._parts.vae, pixels, self.device)
         self._family.check_latents(posterior.location.shape[1])
-        return Posterior(
-            posterior.location.to(self.device),
-            None if posterior.deviation is None else posterior.deviation.to(self.device),
-        )
+        return posterior
 
     def encode_image(self, pixels: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """(1, C, h, w) float32 latent, shifted and scaled as the transformer expects; see :meth:`posterior`."""
@@ -179,12 +175,10 @@ class Backbone:
         return run_to_blocks(self._parts.transformer, blocks, inputs, grid)
 
     def _encode(self, prompts: Sequence[str], pipeline: Any, device: torch.device) -> None:
-        for prompt in prompts:
-            try:
+        with torch.inference_mode(False), torch.no_grad():  # cached tensors outlive the caller's mode
+            for prompt in prompts:
                 text = self._family.encode_prompt(pipeline, prompt, device)
-            except (AttributeError, TypeError) as error:
-                raise ModelError(f"{type(pipeline).__name__}.encode_prompt cannot be used ({error})") from error
-            self._texts[prompt] = {name: value.detach().cpu() for name, value in text.items()}
+                self._texts[prompt] = {name: value.cpu() for name, value in text.items()}
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the device; floating-point values in the transformer's dtype."""

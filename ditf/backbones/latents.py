@@ -39,24 +39,25 @@ class Posterior:
         return self.location + self.deviation * noise.to(self.location.device)
 
 
-def encode(vae: Any, pixels: Tensor) -> Posterior:
+def encode(vae: Any, pixels: Tensor, device: torch.device) -> Posterior:
     """Encode an image with an ``AutoencoderKL``: latent ``(z - shift_factor) * scaling_factor``.
 
     Args:
         pixels: (1, 3, H, W) in [-1, 1].
+        device: where the VAE runs.
 
     Raises:
         ModelError: the VAE's numbers overflow, or it is of another kind.
     """
-    weight = next(vae.encoder.parameters())
+    dtype = next(vae.encoder.parameters()).dtype
     with torch.no_grad():
-        answer = vae.encode(pixels.to(weight.device, weight.dtype))
+        answer = vae.encode(pixels.to(device, dtype))
     posterior = getattr(answer, "latent_dist", None)
     if posterior is None:
         raise ModelError(f"{type(vae).__name__} gives no posterior; ditf encodes images with AutoencoderKL")
     location = (posterior.mean.float() - _shift(vae.config)) * _scale(vae.config)
     if not bool(torch.isfinite(location).all()):
-        raise ModelError(f"the VAE's latents overflow in {weight.dtype}; give it in float32 or bfloat16")
+        raise ModelError(f"the VAE's latents overflow in {dtype}; give it in float32 or bfloat16")
     return Posterior(location, posterior.std.float() * _scale(vae.config))
 
 

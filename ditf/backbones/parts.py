@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +19,8 @@ from .weights import drop_after, drop_decoder, load_module
 __all__ = ["CheckpointParts", "GivenParts", "Parts"]
 
 log = logging.getLogger("ditf")
+
+TextUse = Callable[[Any, torch.device], None]
 
 
 class Parts(ABC):
@@ -40,8 +40,8 @@ class Parts(ABC):
         """An autoencoder that encodes, on the device; ModelError where there is none."""
 
     @abstractmethod
-    def text_pipeline(self) -> contextlib.AbstractContextManager[tuple[Any, torch.device]]:
-        """A pipeline whose ``encode_prompt`` works, and the device its encoders are on; freed at the end."""
+    def use_text(self, use: TextUse) -> None:
+        """Hand a pipeline whose ``encode_prompt`` works, and the device of its encoders, to ``use``; then free it."""
 
     def truncate_after(self, block: int) -> None:
         """Blocks after this one will not be needed; parts that are already whole stay so."""
@@ -75,6 +75,7 @@ class CheckpointParts(Parts):
         self.last_block = last_block
         self._lock = threading.RLock()
         self._loaded: dict[str, nn.Module] = {}
+        self._text_loads = 0
 
     @property
     def transformer(self) -> nn.Module:
@@ -97,29 +98,40 @@ class CheckpointParts(Parts):
                 del self._loaded["transformer"]
             self.last_block = block
 
-    @contextlib.contextmanager
-    def text_pipeline(self) -> Iterator[tuple[Any, torch.device]]:
-        from diffusers import DiffusionPipeline
-
-        folder = self.files.folder
-        with self._lock, hub_errors(self.files.source), torch.inference_mode(False):
-            pipeline = DiffusionPipeline.from_pretrained(
-                str(folder) if folder is not None else self.files.source,
-                revision=self.files.revision,
-                token=self.files.token,
-                local_files_only=self.files.local_files_only,
-                torch_dtype=self.dtype,
-                **dict.fromkeys(self.absent),
-            )
+    def use_text(self, use: TextUse) -> None:
+        self._text_loads += 1
+        if self._text_loads == 3:
+            log.warning("text encoders are loaded anew for every new prompt; give all prompts in one call")
+        pipeline = self._text_parts()
         try:
             device = self._where_it_fits(pipeline)
             pipeline.to(device)
-            yield pipeline, device
+            use(pipeline, device)
         finally:
             del pipeline
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _text_parts(self) -> Any:
+        """The pipeline without what encoding a prompt does not need, on the CPU."""
+        from diffusers import DiffusionPipeline
+
+        folder = self.files.folder
+        with hub_errors(self.files.source), torch.inference_mode(False):
+            try:
+                return DiffusionPipeline.from_pretrained(
+                    str(folder) if folder is not None else self.files.source,
+                    revision=self.files.revision,
+                    token=self.files.token,
+                    local_files_only=self.files.local_files_only,
+                    dtype=self.dtype,
+                    **dict.fromkeys(self.absent),
+                )
+            except (OSError, ValueError, RuntimeError, ImportError) as error:
+                if folder is None and isinstance(error, OSError):
+                    raise  # the hub's or the network's
+                raise ModelError(f"{self.files.source}: its text encoders cannot be loaded ({error})") from error
 
     def _part(self, name: str, dtype: torch.dtype, drop: Any) -> nn.Module:
         with self._lock:
@@ -157,7 +169,7 @@ class GivenParts(Parts):
     def dtype(self) -> torch.dtype:  # pyright: ignore[reportIncompatibleVariableOverride] (follows the module)
         return next((p.dtype for p in self._transformer.parameters() if p.is_floating_point()), torch.float32)
 
-    @cached_property
+    @property
     def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride] (offloading: not the module's)
         executing = getattr(self.pipeline, "_execution_device", None)
         return torch.device(executing) if executing is not None else next(self._transformer.parameters()).device
@@ -172,11 +184,10 @@ class GivenParts(Parts):
             )
         return vae
 
-    @contextlib.contextmanager
-    def text_pipeline(self) -> Iterator[tuple[Any, torch.device]]:
+    def use_text(self, use: TextUse) -> None:
         if not hasattr(self.pipeline, "encode_prompt") or getattr(self.pipeline, "text_encoder", None) is None:
             raise ModelError(
                 f"{type(self._transformer).__name__} was given without text encoders, so prompts cannot be encoded; "
                 "give a whole pipeline, or prepare the transformer's inputs and call ditf.tap"
             )
-        yield self.pipeline, self.device
+        use(self.pipeline, self.device)

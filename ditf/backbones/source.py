@@ -128,19 +128,11 @@ def hub_errors(source: str) -> Iterator[None]:
         reason = "neither a folder on this machine nor a hub id (owner/name)"
     except errors.HfHubHTTPError as error:
         reason = f"the hub answered with an error ({str(error).splitlines()[0]})"
-    except OSError as error:
-        if not _about_network(error):
-            raise
-        reason = f"the hub cannot be reached ({type(error).__name__})"
+    except OSError as error:  # transformers wraps the hub's errors
+        reason = f"its files cannot be had ({str(error).splitlines()[0]})"
     else:
         return
     raise ModelError(f"{source}: {reason}; {_advice(source)}")
-
-
-def _about_network(error: BaseException | None) -> bool:
-    """Transformers wraps hub errors into OSError."""
-    words = ("couldn't connect", "offline", "cached files", "huggingface.co")
-    return error is not None and any(word in str(error).lower() for word in words)
 
 
 def _advice(source: str) -> str:

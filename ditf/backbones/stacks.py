@@ -130,7 +130,9 @@ def pick(sites: Sequence[BlockSite], block: SupportsIndex, model: str) -> BlockS
     if isinstance(sites[index].module, Dropped):
         last = max(s.index for s in sites if not isinstance(s.module, Dropped))
         raise InputError.of(
-            "block", index, f"an index in 0..{last}: {model} was loaded up to there; load it with block={block} or truncate=False"
+            "block",
+            index,
+            f"an index in 0..{last}: {model} was loaded up to there; load it with block={block} or truncate=False",
         )
     return sites[index]
 
@@ -153,16 +155,16 @@ def image_tokens(
     Raises:
         InputError: the grid does not fit the tokens, or the layout of an unknown class is not told.
     """
-    total, layout = hidden.shape[1], site.stack.layout
-    packed = inputs.get("hidden_states")
-    if total == count and not (isinstance(packed, Tensor) and packed.ndim == 3 and packed.shape[1] < count):
-        return hidden
-    if layout == "image+text":
-        start = 0
+    total, layout, packed = hidden.shape[1], site.stack.layout, _packed_length(inputs)
+    if packed is not None and count not in (packed, _target_length(inputs, packed)):
+        start = -1
+    elif total == count or layout == "image+text" or (layout == "image" and total == packed):
+        start = 0  # reference images follow the target
     elif layout == "last":
         start = total - count
     elif layout == "text+image":
-        start = _text_length(total, count, call, inputs)
+        text = call.get("encoder_hidden_states")  # given where the block itself puts text before image
+        start = text.shape[1] if isinstance(text, Tensor) else total - (packed or count)
     else:
         start = -1
     if start < 0 or start + count > total:
@@ -174,12 +176,18 @@ def image_tokens(
     return hidden[:, start : start + count]
 
 
-def _text_length(total: int, count: int, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> int:
-    text = call.get("encoder_hidden_states")
-    if isinstance(text, Tensor):  # the block itself puts text before image
-        return text.shape[1]
-    packed = inputs.get("hidden_states")  # the model did: what is not image (target and references) is text
-    return total - (packed.shape[1] if isinstance(packed, Tensor) and packed.ndim == 3 else count)
+def _packed_length(inputs: Mapping[str, Any]) -> int | None:
+    """How many image tokens (B, N, C) the transformer was given, where it is given tokens."""
+    packed = inputs.get("hidden_states")
+    return packed.shape[1] if isinstance(packed, Tensor) and packed.ndim == 3 else None
+
+
+def _target_length(inputs: Mapping[str, Any], packed: int) -> int:
+    """How many of them are the image's own; ids of reference images differ from its on the first axis (Kontext)."""
+    ids = inputs.get("img_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != packed:
+        return packed
+    return int((ids[:, 0] == ids[0, 0]).sum())
 
 
 def _guessed_stacks(transformer: nn.Module) -> tuple[Stack, ...]:

@@ -48,12 +48,15 @@ def load_module(
         ModelError: a weight is missing or has another shape, a file cannot be had or read.
     """
     with torch.inference_mode(False):
-        shards = None if "quantization_config" in config else _shards(files, folder)
+        quantised = "quantization_config" in config
+        shards = None if quantised else _shards(files, folder)
         model = _load_whole(cls, files, folder, dtype) if shards is None else _empty(cls, config, dtype)
         if drop is not None:
             drop(model)
         if shards is not None:
             _fill(model, shards, files, dtype, device)
+        if quantised:
+            return model.eval()  # where and how its weights are kept is the quantiser's affair
         return model.to(device).eval().requires_grad_(False)
 
 
@@ -105,23 +108,32 @@ def _load_whole(cls: type[Any], files: Files, folder: str, dtype: torch.dtype) -
                 revision=files.revision,
                 token=files.token,
                 local_files_only=files.local_files_only,
-                torch_dtype=dtype,
+                dtype=dtype,
             )
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(f"{files.source}: {cls.__name__} cannot be loaded ({error})") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            if path is None and isinstance(error, OSError):
+                raise  # the hub's or the network's
+            where = files.source if path is None else path / folder
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"{where}: no {cls.__name__} can be loaded from it ({reason}); give a complete checkpoint"
+            ) from error
 
 
 def _shards(files: Files, folder: str) -> dict[str, str] | None:
     """Weight name -> file name, or None where there are no safetensors. Reads indices and headers, no weights."""
     prefix = f"{folder}/" if folder else ""
-    index = files.find(*(f"{prefix}{name}.index.json" for name in NAMES))
-    if index is not None:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: prefix + file for name, file in weight_map.items()}
-    single = files.find(*(prefix + name for name in NAMES))
-    if single is None:
+    whole = [prefix + name for name in NAMES]
+    found = files.find(*(f"{name}.index.json" for name in whole), *whole)
+    if found is None:
         return None
-    return dict.fromkeys(_names_in(single), prefix + single.name)
+    if found.suffix != ".json":
+        return dict.fromkeys(_names_in(found), prefix + found.name)
+    try:
+        weight_map = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
+        return {name: prefix + file for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{found}: cannot be read ({error!r}); download the checkpoint again") from None
 
 
 def _fill(model: nn.Module, shards: Mapping[str, str], files: Files, dtype: torch.dtype, device: torch.device) -> None:
@@ -147,7 +159,8 @@ def _fill(model: nn.Module, shards: Mapping[str, str], files: Files, dtype: torc
                         f"{tuple(wanted[name].shape)}; download the checkpoint again"
                     )
                 kept = torch.float32 if exact.intersection(name.split(".")) else dtype
-                values[name] = value.to(device, kept if value.is_floating_point() else value.dtype)
+                # a copy: the bits of a CPU result depend on how weights are aligned, and a mapped file's are not
+                values[name] = value.to(device, kept if value.is_floating_point() else value.dtype, copy=True)
     model.load_state_dict(values, strict=True, assign=True)
 
 

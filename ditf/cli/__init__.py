@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 not usable as asked (an option, argument or inpu
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What goes wrong is one sentence on stderr; ``--verbose`` adds the traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name that the terminal cannot write is no failure
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(app(given, prog_name="ditf", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -75,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """One sentence and the exit code."""
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
+    said, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if said is not None and code is not None:  # typer's own: a wrong option or argument
+        message = " ".join(said().split())  # empty after `ditf` alone, which has printed its help
         context = getattr(error, "ctx", None)
-        message = " ".join(error.format_message().split())  # empty after `ditf` alone, which has printed its help
         where = context.command_path if context is not None else "ditf"
-        return message and f"{message} (see {where} --help)", error.exit_code
+        return message and f"{message} (see {where} --help)", code
     from ..errors import DitfError, InputError
 
     if isinstance(error, DitfError):

@@ -114,16 +114,11 @@ class ModelOptions:
         """
         import torch
 
-        from ..errors import InputError
         from ..extractor import FeatureExtractor
 
         overrides = self.overrides()
         if self.device is not None:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"--device: got {self.device!r}, which cannot be used here ({reason})") from None
+            _check_device(self.device)
         if not verbose:
             _quiet_loading_bars()
         return FeatureExtractor.from_pretrained(
@@ -183,8 +178,8 @@ def output_console() -> Console:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one document on stdout; a number that is not finite is an error here, never NaN."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """The one document on stdout; plain ASCII, and never NaN."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -201,6 +196,25 @@ def check_writable(folder: Path, option: str) -> None:
             pass
     except OSError as error:
         raise StoreError(f"{option}: {folder} cannot be written to ({error.strerror}); choose another folder") from None
+
+
+def _check_device(name: str) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        InputError: no name of a device, or one that torch does not see.
+    """
+    import torch
+
+    from ..errors import InputError
+
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
+        raise InputError(f"--device: got {name!r}, expected cuda, cuda:1, mps or cpu")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= count:
+        there = f"{count} {kind} device{'s' if count != 1 else ''}" if count else f"no {kind} device"
+        raise InputError(f"--device: got {name!r}, but torch sees {there}; leave it out, or see ditf doctor")
 
 
 def _discard(value: str) -> str | tuple[int, ...]:

@@ -161,8 +161,10 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row("mps", "available")
     table.add_row("cpu", f"{devices['cpu']['cores']} cores, torch uses {devices['cpu']['threads']} threads")
     table.add_row("default device", devices["default"])
-    for name, value in report["backend"].items():
-        table.add_row(f"kernels: {name.replace('_', ' ')}", _words(value))
+    said = {name: value for name, value in report["backend"].items() if value not in (None, False)}
+    for name in ("backend", "reason", *sorted(said.keys() - {"backend", "reason", "triton", "cuda", "device"})):
+        if name in said:
+            table.add_row(f"kernels: {name.replace('_', ' ')}", _words(said[name]))
     model = report["bundled_model"]
     found = f"{', '.join(model['files'])}, {model['mb']} MB" if model["present"] else "missing"
     table.add_row("bundled model", f"{found} in {model['folder']}")

@@ -85,7 +85,8 @@ def command(
             extractor = options.load(verbose)
         step("features of both pictures")
         with clock.stage("features"):
-            features = extractor(images, prompt=prompts)
+            source_features, target_features = extractor(list(images), prompt=prompts)
+            features = source_features, target_features
         step("matching")
         with clock.stage("match"):
             matches = _matched(features, chosen)
@@ -137,16 +138,16 @@ def _check_picture(out: Path, inputs: tuple[str, str]) -> None:
     common.check_writable(out.parent, "--out")
 
 
-def _images(source: str, target: str, points: list[tuple[float, float]], option: str) -> list[Image]:
+def _images(source: str, target: str, points: list[tuple[float, float]], option: str) -> tuple[Image, Image]:
     from ..images import load_image
     from .points import check_inside
 
-    images = [load_image(name) for name in (source, target)]
+    images = load_image(source), load_image(target)
     check_inside(points, (images[0].height, images[0].width), option, source)
     return images
 
 
-def _matched(features: list[FeatureMap], points: list[tuple[float, float]]) -> Matches:
+def _matched(features: tuple[FeatureMap, FeatureMap], points: list[tuple[float, float]]) -> Matches:
     from ..matching import distinctive_points, match_points
 
     return match_points(*features, points or distinctive_points(features[0], _AUTOMATIC), cycle=True)
@@ -154,8 +155,8 @@ def _matched(features: list[FeatureMap], points: list[tuple[float, float]]) -> M
 
 def _draw(
     matches: Matches,
-    features: list[FeatureMap],
-    images: list[Image],
+    features: tuple[FeatureMap, FeatureMap],
+    images: tuple[Image, Image],
     names: tuple[str, str],
     model: str,
     *,
@@ -167,7 +168,7 @@ def _draw(
     from ..matching import similarity_map
     from ..types import write_atomically
 
-    shown = int(matches.score.nan_to_num(nan=-1.0).argmax()) if automatic else 0
+    shown = _surest(matches) if automatic else 0
     picture = draw_matches(
         matches,
         *images,
@@ -181,9 +182,16 @@ def _draw(
     write_atomically(out, buffer.getvalue())
 
 
+def _surest(matches: Matches) -> int:
+    """The match that leads back closest to where it came from."""
+    if matches.cycle_error is None:
+        return int(matches.score.nan_to_num(nan=-1.0).argmax())
+    return int(matches.cycle_error.nan_to_num(nan=float("inf")).argmin())
+
+
 def _document(
     matches: Matches,
-    features: list[FeatureMap],
+    features: tuple[FeatureMap, FeatureMap],
     names: tuple[str, str],
     model: str,
     automatic: bool,
@@ -207,7 +215,9 @@ def _document(
     }
 
 
-def _print_table(matches: Matches, features: list[FeatureMap], model: str, out: Path | None, clock: Clock) -> None:
+def _print_table(
+    matches: Matches, features: tuple[FeatureMap, FeatureMap], model: str, out: Path | None, clock: Clock
+) -> None:
     from rich.table import Table
 
     one = features[0]

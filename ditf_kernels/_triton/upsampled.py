@@ -184,7 +184,7 @@ def _taps(pixel, cells, length):
     position = tl.minimum(tl.maximum(position, 0), unit * (cells - 1))
     low = position // unit
     weight = tl.div_rn((position - low * unit).to(tl.float32), unit.to(tl.float32))
-    return low, tl.minimum(low + 1, cells - 1), weight
+    return low.to(tl.int32), tl.minimum(low + 1, cells - 1).to(tl.int32), weight
 
 
 @triton.jit
@@ -313,22 +313,20 @@ def _decode_kernel(
 # --- launch ----------------------------------------------------------------------------------------------------------
 
 PLANES = {"BLOCK_CELLS": 4, "BLOCK_D": 256, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-COARSE = {"BLOCK_QUERIES": 16, "BLOCK_CELLS": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
-# Without fused multiply-adds equal weights give equal bits wherever a pixel sits, so that ties go to the lowest index.
+COARSE = {
+    "BLOCK_QUERIES": 16,
+    "BLOCK_CELLS": 16,
+    "BLOCK_D": 32,
+    "num_warps": 4,
+    "num_stages": 3,
+    "enable_fp_fusion": True,
+}
+# No fused multiply-adds over pixels, as in the twin: the last bit decides between near ties.
 ARGMAX = {"BLOCK_Y": 4, "BLOCK_X": 128, "GROUP": 32, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 DECODE = {"BLOCK": 128, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 QUERIES = 4096  # of one segment
 COARSE_SCORES = 1 << 26  # of one launch: 256 MiB of float32
-PIXELS = (1 << 32) - 1  # of one image: the pixel index lives in 32 bits of a key
-
-
-def unsupported(query, key, planes, mask, query_offsets, grids, sizes) -> str | None:
-    """Why the kernels cannot take these arguments, or None."""
-    for height, width in zip(sizes[0::2], sizes[1::2], strict=True):
-        if height * width > PIXELS:
-            return f"an image of {height} x {width} pixels has more than 2^32 - 1"
-    return None
 
 
 def planes(key: Tensor, grids: Sequence[int]) -> Tensor:

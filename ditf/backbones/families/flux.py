@@ -16,7 +16,10 @@ class Flux(Family):
     """As diffusers' ``FluxImg2ImgPipeline`` prepares its inputs; the ids in float32 (bfloat16 counts to 256 only)."""
 
     name = "flux"
-    patch = 2
+
+    @property
+    def patch(self) -> int:
+        return 2
 
     @property
     def latent_channels(self) -> int:

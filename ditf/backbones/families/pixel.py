@@ -22,7 +22,7 @@ class Pixel(Flux):
     reads_text = False
 
     @property
-    def patch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] (a constant in FLUX)
+    def patch(self) -> int:
         return self.config["pixel_patch"]
 
     def encode_prompt(self, pipeline: Any, prompt: str, device: torch.device) -> Text:

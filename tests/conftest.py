@@ -1,0 +1,61 @@
+"""The whole suite runs offline, on one thread, on the PyTorch twins; tests of the kernels ask for Triton by name.
+
+Without a CUDA device the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
+``DITF_VERIFY_REPORT=1`` (``make test-verify``) prints how often each kernel met its twin, and fails if one never did.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
+
+import socket
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+LOOPBACK = ("127.", "localhost", "::1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    """Any connection that leaves the machine fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(LOOPBACK):
+            raise OSError(f"tests run offline, but something connects to {address}")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
+
+
+def _reporting() -> bool:
+    return os.environ.get("DITF_VERIFY_REPORT") == "1"
+
+
+def _comparisons() -> dict[str, int]:
+    """Comparisons of every registered op in this process, 0 included."""
+    from ditf_kernels import _registry, backend
+
+    counts = backend.verification_counts()
+    return {op: counts.get(op, 0) for op in _registry.registered}
+
+
+def pytest_sessionfinish(session):
+    if _reporting() and session.exitstatus == 0 and not all(_comparisons().values()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _reporting():
+        return
+    terminalreporter.section("kernels compared with their PyTorch twins")
+    for op, count in _comparisons().items():
+        terminalreporter.line(f"{op:<28} {count:>6} comparisons" + ("" if count else "   <- NONE"))

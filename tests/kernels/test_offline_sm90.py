@@ -1,0 +1,54 @@
+"""The kernels compiled for Hopper without a GPU: what the assembler reports about registers, spills and loads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+REGISTERS = {  # most that a thread may use, so that this many warps fit on a multiprocessor of 65,536 registers
+    "adaln 3072 bf16": 80,
+    "adaln 3072 bf16, everything": 128,
+    "adaln 2432 bf16": 64,
+    "adaln 1152 fp16": 48,
+    "adaln 3072 fp32": 80,
+    "planes fp16": 96,
+    "planes fp32": 112,
+    "coarse fp32 x fp16": 128,
+    "coarse fp16 x fp16": 64,
+    "argmax": 128,
+    "argmax, masked": 128,
+    "decode": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Compile in a process of its own, where the kernels are not interpreted, with an empty cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_sm90"], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_fits_in_its_registers_without_spills(report):
+    assert report.keys() == REGISTERS.keys()
+    for case, resources in report.items():
+        assert resources["spill_bytes"] == 0, case
+        assert resources["registers"] <= REGISTERS[case], case
+        assert resources["shared"] <= 227 * 1024, case
+
+
+@pytest.mark.parametrize("case", [case for case in REGISTERS if case.startswith(("adaln", "planes"))])
+def test_rows_are_read_sixteen_bytes_at_a_time(report, case):
+    loads = report[case]["loads"]
+    assert loads.get(".v4.b32", 0) >= 4
+    assert not {kind for kind in loads if kind in (".b16", ".v2.b16")}  # nothing element by element

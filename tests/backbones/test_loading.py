@@ -17,6 +17,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors as hub
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -367,6 +368,33 @@ def test_only_the_shards_that_are_used_are_downloaded(
     assert {call["revision"] for call in fake.asked[1:]} <= {None, COMMIT}
     assert fake.asked[-1]["revision"] == COMMIT
     assert {call["local_files_only"] for call in fake.asked} == {local_files_only}
+
+
+def test_encoding_a_prompt_downloads_neither_transformer_nor_vae(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from diffusers.pipelines import pipeline_utils
+
+    fake = FakeHub(folders["flux"], tmp_path)
+    files = sorted(str(path.relative_to(folders["flux"])) for path in folders["flux"].rglob("*") if path.is_file())
+
+    def snapshot(source: str, *, allow_patterns: list[str], ignore_patterns: list[str], **options: Any) -> str:
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            fake.download(source, name, local_files_only=False)
+        return str(fake.cache)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
+    for name, value in {
+        "hf_hub_download": lambda source, name, **_: fake.download(source, name, local_files_only=False),
+        "model_info": lambda *_, **__: SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files]),
+        "snapshot_download": snapshot,
+    }.items():
+        monkeypatch.setattr(pipeline_utils, name, value)
+    got = load_backbone("someone/tiny-flux", block=2, device="cpu").text(["a cat"])["a cat"]
+    expected = load_backbone(str(folders["flux"]), block=2, device="cpu").text(["a cat"])["a cat"]
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    weights = {name for name in fake.fetched if name.endswith(".safetensors")}
+    assert weights == {"text_encoder/model.safetensors", "text_encoder_2/model.safetensors"}
 
 
 def answer(status: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,15 @@ def test_offloaded_models_are_tapped_too(name: str):
     taken = run_to_blocks(model, [count - 1], inputs, GRID)[count - 1]
     assert torch.equal(taken.tokens, expected.tokens)
     assert torch.equal(taken.shift, expected.shift)  # pyright: ignore
+
+
+def test_threads_that_share_a_model_do_not_mix():
+    model, inputs = tiny.flux(), tiny.flux_inputs()
+    expected = run_to_blocks(model, range(5), inputs, GRID)
+    with ThreadPoolExecutor(4) as pool:
+        taken = pool.map(lambda block: run_to_blocks(model, [block], inputs, GRID)[block].tokens, list(range(5)) * 4)
+    for block, tokens in zip(list(range(5)) * 4, taken, strict=True):
+        assert torch.equal(tokens, expected[block].tokens)
 
 
 def test_ensemble_is_averaged_before_the_norm():

@@ -46,9 +46,6 @@ class Pixel(Flux):
             )
         return Pixel({**config, "pixel_patch": patch}, pixels_per_latent=1)
 
-    def check_latents(self, vae_channels: int | None) -> None:
-        """Pixels always fit: :meth:`described` has checked the patch."""
-
     @property
     def latent_channels(self) -> int:
         return 3

@@ -37,7 +37,8 @@ clean:
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps --retries 1 --constraint constraints.txt \
+		--extra-index-url $(TORCH_INDEX) torch)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml

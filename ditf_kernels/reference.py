@@ -109,9 +109,10 @@ def _affine(shift, scale, weight, bias, add_one) -> tuple[Tensor | None, Tensor 
     shift, scale, weight, bias = (None if t is None else t.to(torch.float32) for t in (shift, scale, weight, bias))
     if scale is not None and add_one:
         scale = 1.0 + scale
-    gain = scale if weight is None else weight[None, None] if scale is None else weight * scale
-    moved = bias if bias is None or scale is None else bias * scale
-    offset = shift if moved is None else moved[(None,) * (3 - moved.ndim)] if shift is None else moved + shift
+    weight, bias = (None if t is None else t[None, None] for t in (weight, bias))  # (1, 1, D)
+    gain = scale if weight is None else weight if scale is None else weight * scale
+    moved_bias = bias if bias is None or scale is None else bias * scale
+    offset = shift if moved_bias is None else moved_bias if shift is None else moved_bias + shift
     return gain, offset
 
 
@@ -374,9 +375,11 @@ def _upsampled(coarse: Tensor, ys: AxisTaps, xs: AxisTaps) -> Tensor:
     """(k, h, w) at the pixels of the taps: (k, rows, W). Equal weights give equal bits: no fused multiply-adds."""
     low, high = int(ys.low[0]), int(ys.high[-1]) + 1  # the grid rows this band needs
     coarse = coarse[:, low:high]
-    wide = coarse[:, :, xs.low] * (1 - xs.weight) + coarse[:, :, xs.high] * xs.weight  # (k, high - low, W)
+    left, right = coarse.index_select(2, xs.low), coarse.index_select(2, xs.high)
+    wide = left * (1 - xs.weight) + right * xs.weight  # (k, high - low, W)
+    above, below = wide.index_select(1, ys.low - low), wide.index_select(1, ys.high - low)
     weight = ys.weight[:, None]
-    return wide[:, ys.low - low] * (1 - weight) + wide[:, ys.high - low] * weight
+    return above * (1 - weight) + below * weight
 
 
 def score_at(query: Tensor, key: Tensor, grid: tuple[int, int], size: tuple[int, int], xy: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The whole suite runs offline, on one thread, on the PyTorch twins; tests of the kernels ask for Triton by name.
 
-Without a CUDA device the kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
+The kernels run in Triton's interpreter, with or without a GPU; it has to be chosen before Triton is imported. Those
+marked ``gpu`` need it off: ``TRITON_INTERPRET=0 pytest -m gpu``.
 ``DITF_VERIFY_REPORT=1`` (``make test-verify``) prints how often each kernel met its twin, and fails if one never did.
 """
 
@@ -8,6 +9,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import socket
 
@@ -15,8 +17,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 LOOPBACK = ("127.", "localhost", "::1")
 

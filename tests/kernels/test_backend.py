@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,17 @@ def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
     monkeypatch.setenv("DITF_KERNELS_BACKEND", "cuda")
     with pytest.raises(BackendError, match=f"DITF_KERNELS_BACKEND: {expected}"):
         CALLS["adaln"]()
+
+
+def test_the_report_fails_a_run_that_left_an_op_uncompared():
+    root = Path(__file__).parents[2]
+    one_test = "tests/kernels/test_backend.py::test_every_op_has_a_call_here"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", one_test], cwd=root, env=os.environ | {"DITF_VERIFY_REPORT": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout.count("<- NONE") == len(CALLS)
 
 
 def test_every_op_has_a_call_here():
@@ -273,7 +285,7 @@ def test_describe_says_what_runs_and_why(monkeypatch):
     monkeypatch.delenv("DITF_KERNELS_BACKEND")
     about = backend.describe()
     assert about["backend"] == backend.why(about["device"])[0] == "triton"
-    assert about["interpreter"] is (about["cuda"] is None)
+    assert about["interpreter"] is True
     monkeypatch.setenv("DITF_KERNELS_BACKEND", "verify")
     chosen, reason = backend.why("mps")
     assert (chosen, "verify" in reason) == ("verify", True)

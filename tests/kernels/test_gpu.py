@@ -1,0 +1,50 @@
+"""Compiled kernels on a CUDA device against their twins, at the sizes of real models: TRITON_INTERPRET=0 pytest -m gpu."""
+
+import os
+
+import pytest
+import torch
+
+from ditf_kernels import adaln_with_inverse_norm, upsampled_argmax, upsampled_argmax_batch, upsampled_planes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "0", reason="kernels are interpreted; set TRITON_INTERPRET=0"),
+]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(shape, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1152, 1536, 2432, 3072])
+@pytest.mark.parametrize(
+    "flags", [{}, {"discard": [7, 154]}, {"norm": "rms", "topk_per_token": 3, "l2_normalize": True}]
+)
+def test_adaln(width, dtype, flags):
+    x = random(8, 600, width, dtype=dtype)
+    x[..., 154] *= 300
+    adaln_with_inverse_norm(
+        x, random(2, width, dtype=dtype), random(2, width, dtype=dtype), ensemble=4, backend="verify", **flags
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 1536, 3072])
+def test_matching(width, dtype):
+    key = random(31 * 23, width, dtype=dtype)
+    upsampled_planes(key, (31, 23), backend="verify")
+    for query in (random(10, width), random(10, width, dtype=dtype)):
+        upsampled_argmax(query, key, (31, 23), (500, 375), backend="verify")
+
+
+def test_matching_many_pairs():
+    grids = [(30 + i % 5, 40 - i % 7) for i in range(64)]
+    sizes = [(375 + i, 500 - i) for i in range(64)]
+    key = random(sum(h * w for h, w in grids), 768, dtype=torch.float16)
+    offsets = [10 * i for i in range(65)]
+    upsampled_argmax_batch(random(640, 768), key, offsets, grids, sizes, backend="verify")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def _draw(name: str, first: object, second: object, matches: Matches, source, ta
     return path
 
 
-def _photograph() -> object:
+def _photograph() -> np.ndarray:
     try:
         from skimage import data
     except ImportError:

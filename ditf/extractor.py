@@ -21,14 +21,19 @@ from .presets import find_preset
 from .types import ExtractConfig, FeatureMap, Fused
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     from PIL.Image import Image
 
-    ImageLike = Image | np.ndarray | Tensor | str
+    ImageLike = Image | np.ndarray | Tensor | str | os.PathLike[str]
 
 __all__ = ["FeatureExtractor"]
 
 log = logging.getLogger("ditf")
+
+Texts = str | Sequence[str] | None
+"""One text for all images, or one per image."""
 
 _BACKENDS: dict[Fused, str | None] = {True: None, False: "torch", "verify": "verify"}
 _LATER = {"activation": "block", "condition": "t&c", "site": "attention"}
@@ -74,7 +79,7 @@ class FeatureExtractor:
         if not isinstance(pipeline, Backbone):
             pipeline = backbone_from(pipeline, device=device, dtype=dtype)
         self.backbone: Backbone = pipeline
-        self.fused = fused
+        self.fused: Fused = fused
         self.batch_images = batch_images
         preset = find_preset(self.backbone.name, task, num_blocks=self.backbone.num_blocks, protocol=protocol)
         self.preset = preset
@@ -127,22 +132,52 @@ class FeatureExtractor:
         return f"FeatureExtractor({self.backbone.name}, block={c.block}, timestep={c.timestep:g}, fused={self.fused})"
 
     @overload
-    def __call__(self, images: ImageLike, *, blocks: None = None, **options: Any) -> FeatureMap: ...
-    @overload
-    def __call__(self, images: Sequence[Any], *, blocks: None = None, **options: Any) -> list[FeatureMap]: ...
-    @overload
-    def __call__(self, images: ImageLike, *, blocks: Sequence[int], **options: Any) -> dict[int, FeatureMap]: ...
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        prompt: Texts = ...,
+        category: Texts = ...,
+        seed: int | None = ...,
+        blocks: None = None,
+    ) -> FeatureMap: ...
     @overload
     def __call__(
-        self, images: Sequence[Any], *, blocks: Sequence[int], **options: Any
+        self,
+        images: Sequence[Any],
+        *,
+        prompt: Texts = ...,
+        category: Texts = ...,
+        seed: int | None = ...,
+        blocks: None = None,
+    ) -> list[FeatureMap]: ...
+    @overload
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        prompt: Texts = ...,
+        category: Texts = ...,
+        seed: int | None = ...,
+        blocks: Sequence[int],
+    ) -> dict[int, FeatureMap]: ...
+    @overload
+    def __call__(
+        self,
+        images: Sequence[Any],
+        *,
+        prompt: Texts = ...,
+        category: Texts = ...,
+        seed: int | None = ...,
+        blocks: Sequence[int],
     ) -> list[dict[int, FeatureMap]]: ...
 
     def __call__(
         self,
         images: Any,
         *,
-        prompt: str | Sequence[str] | None = None,
-        category: str | Sequence[str] | None = None,
+        prompt: Texts = None,
+        category: Texts = None,
         seed: int | None = None,
         blocks: Sequence[int] | None = None,
     ) -> Any:
@@ -365,4 +400,3 @@ def _check_finite(tokens: Tensor, tap: BlockInput, dtype: torch.dtype) -> None:
         f"feature channel {channel} (|x| up to {largest:g}) overflows {tokens.dtype}; "
         f"discard it (discard=({channel},)) or run on the CPU in float32"
     )
-

@@ -124,7 +124,9 @@ def _downloaded(url: str) -> bytes:
         with urlopen(Request(url, headers={"User-Agent": "ditf"}), timeout=_URL_TIMEOUT_S) as answer:
             return answer.read()
     except (URLError, OSError, ValueError) as error:
-        raise InputError(f"image: {url} cannot be downloaded ({error}); download it yourself and give the path") from None
+        raise InputError(
+            f"image: {url} cannot be downloaded ({error}); download it yourself and give the path"
+        ) from None
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -161,7 +163,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point() or 0 in tensor.shape:
-        raise InputError.of("image", f"tensor {tuple(tensor.shape)} {tensor.dtype}", "a float tensor (3, H, W) in [0, 1]")
+        raise InputError.of(
+            "image", f"tensor {tuple(tensor.shape)} {tensor.dtype}", "a float tensor (3, H, W) in [0, 1]"
+        )
     values = tensor.detach().to("cpu", torch.float32)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= 1.0):

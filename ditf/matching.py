@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,8 +93,8 @@ def similarity_map(src: FeatureMap, tgt: FeatureMap, point: Sequence[float] | Te
         InputError: a point outside the image, or features that do not fit.
     """
     _check_pair(src, tgt)
-    point = checked_points("point", torch.as_tensor(np.asarray(point, dtype=np.float64))[None], src.image_size)
-    return _similarities(src.sample(point), tgt)[0]
+    one = point[None] if isinstance(point, Tensor) else [point]
+    return _similarities(src.sample(checked_points("point", one, src.image_size)), tgt)[0]
 
 
 def mutual_matches(src: FeatureMap, tgt: FeatureMap, *, tolerance: float = 1.0) -> Matches:

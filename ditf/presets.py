@@ -109,7 +109,7 @@ _FLUX_TEMPORAL = {
 }  # fmt: skip
 
 _TINY = {
-    "block": 7, "timestep": 50, "size": 128, "ensemble": 4, "discard": (91,),
+    "block": 5, "timestep": 20, "size": 96, "ensemble": 4, "discard": (91,),
 }  # fmt: skip
 
 _CAPTIONS = f"{PAPER}; the reference code reads one long caption per image instead"
@@ -120,8 +120,6 @@ _KNOWN: dict[tuple[str, str, str], Preset] = {
         CODE, {**_FLUX_CODE, "size": 960}, size=f"{PAPER}, appendix, as quoted by a third-party audit", prompt=PAPER
     ),
     ("flux.1-dev", "temporal", "ditf-code"): _preset(CODE, _FLUX_TEMPORAL, discard=DEFAULT),
-    ("flux.1-dev", "geometric", "ditf-code"): _preset(
-        DEFAULT, _FLUX_CODE, discard=CODE, guidance=CODE, latent=CODE
-    ),
+    ("flux.1-dev", "geometric", "ditf-code"): _preset(DEFAULT, _FLUX_CODE, discard=CODE, guidance=CODE, latent=CODE),
     **{("ditf-tiny", task, "ditf-code"): _preset(MEASURED, _TINY) for task in TASKS},
 }

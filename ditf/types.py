@@ -251,15 +251,16 @@ class FeatureMap:
             raise StoreError(f"{path}: cannot be read ({error}); give a file written by FeatureMap.save") from None
         if about is None or "tokens" not in tensors:
             raise StoreError(f"{path}: no feature map inside; give a file written by FeatureMap.save")
-        pairs = {name: tuple(about[name]) for name in ("grid", "image_size", "offset")}
         return cls(
             tokens=tensors["tokens"],
             inverse_norm=tensors.get("inverse_norm"),
             block=about["block"],
             timestep=about["timestep"],
+            grid=tuple(about["grid"]),
+            image_size=tuple(about["image_size"]),
             canvas=None if about["canvas"] is None else tuple(about["canvas"]),
+            offset=tuple(about["offset"]),
             card=about["card"],
-            **pairs,
         )
 
 
@@ -355,7 +356,7 @@ def checked_points(name: str, points: Any, image_size: tuple[int, int] | None) -
         points = points.detach().to(torch.float32)
     except (TypeError, ValueError):
         raise InputError.of(name, points, "numbers of shape (K, 2): (x, y) pixels") from None
-    if points.ndim == 2 and points.shape[1] == 2 or points.numel() == 0:
+    if (points.ndim == 2 and points.shape[1] == 2) or points.numel() == 0:
         points = points.reshape(-1, 2)
     else:
         raise InputError.of(name, f"shape {tuple(points.shape)}", "shape (K, 2): (x, y) pixels")

@@ -62,8 +62,7 @@ def define(
         return result
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA", "MPS"):
-        _LIBRARY.impl(name, implementation, key)
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")  # every device; without a backward pass
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     registered.append(name)
     return getattr(getattr(torch.ops, NAMESPACE), name).default

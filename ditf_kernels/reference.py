@@ -357,7 +357,7 @@ def _argmax_pixels(coarse: Tensor, planes: Tensor, mask: Tensor | None, size: tu
     ys, xs = axis_taps(coarse.shape[1], height, coarse.device), axis_taps(coarse.shape[2], width, coarse.device)
     parts = coarse.nan_to_num(0.0, 0.0, 0.0).split(QUERIES)  # cells that are not finite are told by the planes
     best = [(part.new_full(part.shape[:1], -torch.inf), ys.low.new_full(part.shape[:1], -1)) for part in parts]
-    for first, last in _blocks(height, width * min(QUERIES, len(coarse)), coarse.device):
+    for first, last in _blocks(height, width * min(QUERIES, max(1, len(coarse))), coarse.device):
         inverse = upsampled_inverse_norm(planes, size, (first, last))  # (rows, W)
         blocked = inverse.isnan() if mask is None else inverse.isnan() | ~mask[first:last]
         blocked = blocked if bool(blocked.any()) else None

@@ -1,4 +1,4 @@
-"""Compiled kernels on a CUDA device against their twins, at the sizes of real models: TRITON_INTERPRET=0 pytest -m gpu."""
+"""Compiled kernels on a CUDA device against their twins, at real sizes: TRITON_INTERPRET=0 pytest -m gpu."""
 
 import os
 

@@ -83,6 +83,24 @@ def test_closed_form_equals_upsampling_and_normalising(grid, size, dtype):
     torch.testing.assert_close(exact, scores.max(1).values, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("grid", "size"), GEOMETRIES)
+def test_similarity_maps_equal_upsampling_and_normalising(grid, size, dtype):
+    key, query = torch.randn(grid[0] * grid[1], 48).to(dtype), torch.randn(3, 48)
+    maps = reference.upsampled_similarity(query, key, grid, size)
+    torch.testing.assert_close(maps.flatten(1).double(), brute_force(query, key, grid, size), atol=1e-5, rtol=0)
+
+
+def test_a_similarity_map_is_nan_where_it_has_no_meaning():
+    key, query = torch.randn(4, 8), torch.randn(2, 8)
+    key[3, 2] = torch.nan
+    query[1, 0] = torch.inf
+    first, second = reference.upsampled_similarity(query, key, (2, 2), (8, 8)).isnan()
+    assert first.nonzero().min() == 2  # the last cell has weight from pixel 2 on, in both directions
+    assert first[2:, 2:].all()
+    assert second.all()
+
+
 def test_inverse_norms_equal_those_of_upsampled_features():
     key = torch.randn(35, 24)
     planes = upsampled_planes(key, (5, 7), backend="torch")
@@ -131,6 +149,8 @@ def test_golden_keypoints_are_predicted_exactly():
     first = query[:1].expand(len(everywhere), -1)
     heat = reference.score_at(first, key, tuple(target.shape[1:]), tuple(target_size), everywhere)
     torch.testing.assert_close(heat.reshape(*target_size), data["heatmap0"].double(), atol=1e-5, rtol=0)
+    closed = reference.upsampled_similarity(query[:1], key, tuple(target.shape[1:]), tuple(target_size))[0]
+    torch.testing.assert_close(closed, data["heatmap0"], atol=1e-5, rtol=0)
 
 
 # --- adaln -----------------------------------------------------------------------------------------------------------

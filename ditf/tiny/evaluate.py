@@ -58,8 +58,8 @@ class Setting:
     size: int
 
 
-SEMANTIC = Setting(block=7, timestep=100, ensemble=4, size=64)
-GEOMETRIC = Setting(block=5, timestep=50, ensemble=4, size=128)
+SEMANTIC = Setting(block=5, timestep=100, ensemble=4, size=64)
+GEOMETRIC = Setting(block=5, timestep=20, ensemble=4, size=128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,8 @@ def photograph_cases(warps: int, first_seed: int, *, side: int = _PHOTOGRAPH_SID
         photograph = Image.fromarray(getattr(data, name)()[..., :3])
         photograph.thumbnail((side, side), Image.Resampling.LANCZOS)
         for warp in range(warps):
-            pair = warped_pair(np.array(photograph), seed=first_seed + warps * number + warp, grid=grid)
+            seed = first_seed + warps * number + warp
+            pair = warped_pair(np.array(photograph), rotation=None, scale=None, pivot=None, grid=grid, seed=seed)
             cases.append(
                 Case(pair.source, pair.target, pair.source_points, pair.target_points, float(side), pair.matrix)
             )

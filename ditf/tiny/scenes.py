@@ -202,9 +202,9 @@ def render(scene: Scene, size: int = 64) -> SceneImage:
 def warped_pair(
     image_or_seed: np.ndarray | int,
     *,
-    rotation: float | None = None,
-    scale: float | None = None,
-    pivot: tuple[float, float] | None = None,
+    rotation: float | None = -24.0,
+    scale: float | None = 0.8,
+    pivot: tuple[float, float] | None = (0.0, 0.0),
     recolour: bool = True,
     border: Literal["edge", "reflect"] = "edge",
     size: int = 256,
@@ -214,13 +214,14 @@ def warped_pair(
     """A picture and a rotated, scaled and recoloured copy of it, with the exact map between them.
 
     The map leaves one point in place, the pivot, and everything else moves the more the further it is from there. With
-    a pivot away from the middle, "the same coordinates" is a poor guess: see the numbers in ``CARD.md``.
+    the pivot in a corner, "the same coordinates" is a poor guess: PCK@0.1 of 4 to 8% on scikit-image's photographs with
+    the defaults, below 10% for everything that is drawn.
 
     Args:
         image_or_seed: (H, W, 3) uint8, or the seed of a procedural scene.
         rotation: degrees, positive clockwise on the screen; None draws 18 to 30, either way.
         scale: None draws 0.72 to 0.85.
-        pivot: the point that stays, as shares of width and height; None draws one in a corner region.
+        pivot: the point that stays, as shares of width and height; None draws one just outside any corner.
         recolour: change the brightness and tint of the copy.
         border: what shows beyond the picture: its edge pixels repeated, or the picture mirrored.
         size: of a procedural scene, in pixels.

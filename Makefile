@@ -15,13 +15,13 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m ditf.demo --out demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not verify"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-verify: $(VENV)/.test
 	TRITON_INTERPRET=1 DITF_VERIFY_REPORT=1 $(BIN)/python -m pytest -m verify
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not verify"
+	$(BIN)/python -m pytest -m "not gpu"
 	$(MAKE) test-verify
 
 lint: $(VENV)/.test

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from ditf_kernels import adaln_with_inverse_norm
-from ditf_kernels.reference import zero_largest
-
-from .backbones import Backbone, BlockInput, backbone_from, load_backbone
-from .errors import InputError, ModelError, kernel_errors
+from .backbones import Backbone, BlockInput, backbone_from, feature, load_backbone
+from .errors import InputError, ModelError
 from .images import Prepared, prepare
 from .presets import find_preset
-from .types import ExtractConfig, FeatureMap, Fused
+from .types import ExtractConfig, FeatureMap, Fused, backend_of
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +32,6 @@ log = logging.getLogger("ditf")
 Texts = str | Sequence[str] | None
 """One text for all images, or one per image."""
 
-_BACKENDS: dict[Fused, str | None] = {True: None, False: "torch", "verify": "verify"}
 _LATER = {"activation": "block", "condition": "t&c", "site": "attention"}
 
 
@@ -72,8 +68,7 @@ class FeatureExtractor:
         dtype: torch.dtype | None = None,
         **overrides: Any,
     ) -> None:
-        if fused not in _BACKENDS:
-            raise InputError.of("fused", fused, 'True, False or "verify"')
+        backend_of(fused)
         if not isinstance(batch_images, int) or batch_images < 1:
             raise InputError.of("batch_images", batch_images, "an integer of at least 1")
         if not isinstance(pipeline, Backbone):
@@ -259,7 +254,16 @@ class FeatureExtractor:
         grid: tuple[int, int],
         config: ExtractConfig,
     ) -> list[FeatureMap]:
-        tokens, inverse_norm = feature(tap, config, _BACKENDS[self.fused])  # (B, N, D), (B, N)
+        backend = backend_of(self.fused)
+        tokens, inverse_norm = feature(  # (B, N, D), (B, N)
+            tap,
+            ensemble=config.ensemble,
+            discard=() if isinstance(config.discard, str) else config.discard,
+            discard_at=config.discard_at,
+            topk_per_token=config.topk_per_token,
+            normalization=config.normalization,
+            backend=backend,
+        )
         _check_finite(tokens, tap, self.backbone.dtype)
         return [
             FeatureMap(
@@ -272,7 +276,7 @@ class FeatureExtractor:
                 block=block,
                 timestep=float(config.timestep),
                 card=self._card(prompts[i], block, config),
-                backend=_BACKENDS[self.fused],
+                backend=backend,
             )
             for i, image in enumerate(images)
         ]
@@ -294,43 +298,6 @@ class FeatureExtractor:
         templates = _per_image("prompt", self.config.prompt if prompt is None else prompt, count)
         categories = _per_image("category", "object" if category is None else category, count)
         return [t.replace("{category}", c) for t, c in zip(templates, categories, strict=True)]
-
-
-def feature(tap: BlockInput, config: ExtractConfig, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """DiTF features of tapped tokens (paper, equations 8-9): (B, N, D) and 1 / norm (B, N) float32.
-
-    The order is the reference's: ensemble mean in float32, discard, norm, modulation.
-    """
-    if config.discard in ("auto", "preset"):
-        raise InputError.of("discard", config.discard, 'channel indices or "none" at this point')
-    discard: tuple[int, ...] = () if isinstance(config.discard, str) else config.discard
-    width = tap.tokens.shape[-1]
-    if discard and max(discard) >= width:
-        raise InputError.of("discard", max(discard), f"channels in 0..{width - 1}")
-    if config.topk_per_token >= width:
-        raise InputError.of("topk_per_token", config.topk_per_token, f"less than the {width} channels")
-    if config.normalization == "none":
-        tokens = tap.tokens.unflatten(0, (-1, config.ensemble)).mean(1, dtype=torch.float32)  # (B, N, D)
-        tokens = tokens.index_fill(2, torch.tensor(discard, dtype=torch.int64, device=tokens.device), 0.0)
-        tokens = zero_largest(tokens, config.topk_per_token)
-        return tokens, tokens.norm(dim=-1).clamp_min(1e-12).reciprocal()
-    modulated = config.normalization == "adaln"
-    with kernel_errors():
-        return adaln_with_inverse_norm(
-            tap.tokens,
-            _per_group(tap.shift, config.ensemble) if modulated else None,
-            _per_group(tap.scale, config.ensemble) if modulated else None,
-            norm=tap.norm,
-            weight=tap.weight,
-            bias=tap.bias,
-            eps=tap.eps,
-            discard=discard or None,
-            discard_at=config.discard_at,
-            topk_per_token=config.topk_per_token,
-            ensemble=config.ensemble,
-            out_dtype=torch.float16 if tap.tokens.is_cuda else torch.float32,
-            backend=backend,
-        )
 
 
 def noise_generator(image: Prepared, config: ExtractConfig, member: int) -> torch.Generator:
@@ -379,11 +346,6 @@ def _packs(images: list[Prepared], size: int) -> Iterator[list[int]]:
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
-
-
-def _per_group(vector: Tensor | None, ensemble: int) -> Tensor | None:
-    """Modulation of the first member of each image (its members share it): (B*E|1, 1|N, D) -> (B|1, 1|N, D)."""
-    return vector if vector is None or vector.shape[0] == 1 else vector[::ensemble]
 
 
 def _check_finite(tokens: Tensor, tap: BlockInput, dtype: torch.dtype) -> None:

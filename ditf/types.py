@@ -345,6 +345,17 @@ class Matches:
         return draw_matches(self, source, target, **options)
 
 
+def backend_of(fused: Any) -> str | None:
+    """The kernels' backend that ``fused`` asks for: None leaves the choice to them.
+
+    Raises:
+        InputError: neither True, False nor "verify".
+    """
+    if fused is not True and fused is not False and fused != "verify":
+        raise InputError.of("fused", fused, 'True, False or "verify"')
+    return "verify" if fused == "verify" else None if fused else "torch"
+
+
 def checked_points(name: str, points: Any, image_size: tuple[int, int] | None) -> Tensor:
     """Points (K, 2) as float32 on their own device, inside the image when its size is given.
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import ditf
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = ("gradio", "ray", "matplotlib", "cv2", "triton", "transformers", "diffusers")
 
@@ -27,3 +34,59 @@ def test_errors_share_one_base() -> None:
     for error in (ditf.InputError, ditf.ModelError, ditf.StoreError, ditf.VerificationError):
         assert issubclass(error, ditf.DitfError)
     assert issubclass(ditf.InputError, ValueError)
+
+
+LAYERS = (  # arrows point down: a module imports from its own row or from rows further down
+    {"cli", "demo", "__main__"},
+    {"benchmarks", "tiny"},
+    {"extractor", "matching", "draw"},
+    {"backbones", "presets", "images"},
+    {"types", "errors"},
+)
+
+
+def module_imports(path: Path) -> set[str]:
+    """First-level modules of ditf that a file imports when it is imported itself (not inside functions)."""
+    package = path.relative_to(ROOT / "ditf").parts[:-1]
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*above, *name.split("."))[0] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ditf").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_calls_back_into_an_earlier_one(path: Path) -> None:
+    room = path.relative_to(ROOT / "ditf").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    row = next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+    allowed = set().union(*LAYERS[row:])
+    assert module_imports(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ditf_kernels").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_kernels_know_tensors_only(path: Path) -> None:
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }  # fmt: skip
+    foreign = modules - set(sys.stdlib_module_names) - {"torch"}
+    assert foreign <= ({"triton"} if path.parent.name == "_triton" else set())
+
+
+def test_the_first_python_block_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block[1], "README.md", "exec"), names)
+    assert len(names["matches"]) == 2
+    assert (tmp_path / "matches.png").stat().st_size > 10_000

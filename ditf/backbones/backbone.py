@@ -15,7 +15,7 @@ from .families import Family, Pixel
 from .families.base import Text
 from .latents import Posterior, encode
 from .parts import Parts
-from .tap import BlockInput, run_to_blocks
+from .run import BlockInput, run_to_blocks
 
 __all__ = ["Backbone"]
 

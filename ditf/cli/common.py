@@ -154,7 +154,7 @@ def set_voice(verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s", force=True)
     if verbose:
         return
-    for library in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    for library in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(library, "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for library in ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch", "PIL"):

@@ -45,6 +45,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 _PHOTOGRAPH_SIDE = 384
 _SCENE_SIDE = 64
 _TUNING, _CARD = 1_000_000, 2_000_000  # first seeds
+_BEST = "adaln, top channel discarded"  # DiTF as the paper has it
 _WARP_RANGES = "rotation 18 to 30 degrees, scale 0.72 to 0.85, about a point just outside a corner, recoloured"
 
 
@@ -151,7 +152,7 @@ def variants(raw: FeatureMap, modulation: BlockInput, massive: Sequence[int]) ->
         "raw": raw,
         "layernorm": _with_tokens(raw, adaln(x, None, None, eps=m.eps)),
         "adaln": _with_tokens(raw, adaln(x, m.shift, m.scale, eps=m.eps)),
-        "adaln, top channel discarded": _with_tokens(raw, adaln(x, m.shift, m.scale, eps=m.eps, discard=discard)),
+        _BEST: _with_tokens(raw, adaln(x, m.shift, m.scale, eps=m.eps, discard=discard)),
     }
 
 
@@ -217,21 +218,19 @@ def _measure(cases: list[Case], setting: Setting, checkpoint: str, random_folder
         pairs = [(network.raw(case.source), network.raw(case.target)) for case in cases]
         top = _top_channel([tokens for pair in pairs for tokens in pair])
         for case, (first, second) in zip(cases, pairs, strict=True):
-            features = zip(variants(first, modulation, [top]).items(), variants(second, modulation, [top]).values())
-            for (variant, a), b in features:
-                predicted = match_points(a, b, case.points).target
+            a, b = variants(first, modulation, [top]), variants(second, modulation, [top])
+            for variant in a:
+                predicted = match_points(a[variant], b[variant], case.points).target
                 scores.setdefault(name + variant, Score()).add(predicted, case.truth, case.length)
-                if not name and case.matrix is not None and variant == "adaln, top channel discarded":
-                    _add_mutual(mutual, a, b, case)
+            if not name and case.matrix is not None:
+                _add_mutual(mutual, a[_BEST], b[_BEST], case)
     rivals = _rivals(setting.size)
     for case in cases:
         for name, rival in rivals.items():
             scores.setdefault(name, Score()).add(rival(case), case.truth, case.length)
     best = max((f"pixel patches {patch} px" for patch in PATCHES), key=lambda name: scores[name].samples()[0, 0])
     compared = [
-        ("adaln", "raw"), ("adaln", "layernorm"), ("adaln, top channel discarded", "adaln"),
-        ("adaln, top channel discarded", "random network, adaln, top channel discarded"),
-        ("adaln, top channel discarded", best),
+        ("adaln", "raw"), ("adaln", "layernorm"), (_BEST, "adaln"), (_BEST, f"random network, {_BEST}"), (_BEST, best),
     ]  # fmt: skip
     result = {
         "setting": dataclasses.asdict(setting),
@@ -245,7 +244,7 @@ def _measure(cases: list[Case], setting: Setting, checkpoint: str, random_folder
     }
     if mutual:
         result["mutual matches only"] = {
-            "points": sum(mutual["adaln, top channel discarded"].counts),
+            "points": sum(mutual[_BEST].counts),
             "rows": {name: score.row() for name, score in mutual.items()},
         }
     return result
@@ -262,7 +261,7 @@ def _add_mutual(scores: dict[str, Score], first: FeatureMap, second: FeatureMap,
     if not len(points):
         return
     predictions = {
-        "adaln, top channel discarded": matches.target[inside],
+        _BEST: matches.target[inside],
         "identity": points,
         "best constant shift": constant_shift(points, truth),
     }
@@ -323,7 +322,7 @@ def random_checkpoint(checkpoint: str, folder: Path, seed: int = 0) -> None:
         (folder / name).write_bytes((source / name).read_bytes())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FluxTransformer2DModel.from_config(json.loads((source / "config.json").read_text()))
+        model: Any = FluxTransformer2DModel.from_config(json.loads((source / "config.json").read_text()))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
 
 

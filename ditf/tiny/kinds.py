@@ -145,7 +145,8 @@ def _bird(random: np.random.Generator) -> Drawing:
         feet[name] = foot
     across = np.array([(tail_tip - tail_base)[1], -(tail_tip - tail_base)[0]]) / np.linalg.norm(tail_tip - tail_base)
     near, far = across * 0.05, across * tail_width
-    parts.append(Part(np.array([tail_base + near, tail_tip + far, tail_tip - far, tail_base - near]), coat.shade() * 0.8))
+    tail = [tail_base + near, tail_tip + far, tail_tip - far, tail_base - near]
+    parts.append(Part(np.array(tail), coat.shade() * 0.8))
     parts.append(Part(_limb(body.at(0.55, -0.2), head, height * 0.7, head_radius * 0.8), plumage))
     parts.append(Part(body.outline, plumage, textured=True))
     parts.append(Part(body.ellipse(0.45, 0.35, (length * 0.42, height * 0.5)), plumage * 1.2 + 0.15))
@@ -203,9 +204,10 @@ def _fish(random: np.random.Generator) -> Drawing:
     ]
     keypoints = {
         "eye": eye, "mouth": mouth, "dorsal fin": dorsal * 0.9 + np.array([dorsal_x, -height]) * 0.1,
-        "pelvic fin": pelvic * 0.85 + np.array([pelvic_x, height]) * 0.15, "upper tail": tail_up * 0.9 + tail_base * 0.1,
-        "lower tail": tail_down * 0.9 + tail_base * 0.1, "tail base": tail_base, "pectoral fin": (shoulder + fin_end) / 2,
-        "back": [-length * 0.45, -height * 0.7], "belly": [length * 0.35, height * 0.75],
+        "pelvic fin": pelvic * 0.85 + np.array([pelvic_x, height]) * 0.15, "tail base": tail_base,
+        "upper tail": tail_up * 0.9 + tail_base * 0.1, "lower tail": tail_down * 0.9 + tail_base * 0.1,
+        "pectoral fin": (shoulder + fin_end) / 2, "back": [-length * 0.45, -height * 0.7],
+        "belly": [length * 0.35, height * 0.75],
     }  # fmt: skip
     return _drawing(parts, keypoints)
 

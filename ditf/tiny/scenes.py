@@ -9,9 +9,8 @@ Points are (x, y) in pixel-index coordinates, sizes are (H, W).
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -236,10 +235,11 @@ def warped_pair(
     else:
         source = _checked_picture(image_or_seed)
     random = np.random.default_rng([seed, 2])
+    # All are drawn, whichever are given: giving one leaves the others as they were.
     drawn = random.uniform(18, 30) * random.choice([-1, 1]), random.uniform(0.72, 0.85), _random_pivot(random)
-    rotation, scale, pivot = (
-        given if given is not None else value for given, value in zip((rotation, scale, pivot), drawn, strict=True)
-    )
+    rotation = drawn[0] if rotation is None else rotation
+    scale = drawn[1] if scale is None else scale
+    pivot = drawn[2] if pivot is None else pivot
     height, width = source.shape[:2]
     matrix = _similarity(rotation, scale, (pivot[0] * width - 0.5, pivot[1] * height - 0.5))
     target = warp_image(source, matrix, border=border)

@@ -169,7 +169,8 @@ class Training:
         self.step += 1
         keep = min(recipe.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - keep)
+            for mean, parameter in zip(self.average.parameters(), parameters, strict=True):
+                mean.lerp_(parameter, 1 - keep)
         self.recent.append(value)
         self.seconds += time.perf_counter() - started
         return value
@@ -305,9 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(options.threads)
     given = {
-        field.name: value
-        for field in dataclasses.fields(Recipe)
-        if (value := getattr(options, field.name)) is not None
+        field.name: value for field in dataclasses.fields(Recipe) if (value := getattr(options, field.name)) is not None
     }
     try:
         training = _training(options, given)

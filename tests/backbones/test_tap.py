@@ -334,7 +334,7 @@ def test_half_precision_passes_its_own_check():
         ({"grid": (4, 0)}, r"grid: got \(4, 0\)"),
         ({"grid": 24}, r"grid: got 24"),
         ({"ensemble": 3}, r"ensemble: got 3, expected a divisor of the batch of 2"),
-        ({"discard": (32,)}, r"discard: got \(32,\), expected channel indices in 0\.\.31"),
+        ({"discard": (32,)}, r"discard: got 32, expected channels in 0\.\.31"),
         ({"discard_at": "middle"}, r"discard_at: got 'middle'"),
         ({"normalization": "batch"}, r"normalization: got 'batch'"),
         ({"layout": "img"}, r"layout: got 'img', expected one of image, "),

@@ -1,4 +1,4 @@
-"""The tap: what enters a block of any diffusion transformer, and the block's own AdaLN.
+"""What enters a block of any diffusion transformer, and the block's own AdaLN.
 
 Method: DiTF, arXiv 2505.18584, equations 8 and 9. The transformer's own forward runs up to the block and stops there.
 """
@@ -14,19 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ditf_kernels import adaln
-from ditf_kernels.reference import zero_largest
-
-from ..errors import InputError, ModelError, kernel_errors
-from ..types import Fused, Tapped
+from ..errors import InputError, ModelError
 from .capture import Capture, exclusive, reenter, run_until
 from .modulation import Modulation, modulate, modulation_of, probe
 from .stacks import BlockSite, Layout, block_sites, image_tokens, pick, unwrap
 
-__all__ = ["BlockInput", "run_to_blocks", "tap"]
-
-_BACKENDS: dict[Fused, str | None] = {True: None, False: "torch", "verify": "verify"}
-_NORMALIZATIONS = ("adaln", "layernorm", "none")
+__all__ = ["BlockInput", "run_to_blocks"]
 
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Blocks whose formula has been compared with what the block itself feeds its attention."""
@@ -89,97 +82,6 @@ def run_to_blocks(
         return {capture.site.index: _block_input(capture, count, inputs) for capture in captures}
 
 
-@torch.no_grad()
-def tap(
-    transformer: nn.Module,
-    block: int,
-    inputs: Mapping[str, Any],
-    *,
-    grid: Sequence[int],
-    ensemble: int = 1,
-    discard: Sequence[int] = (),
-    discard_at: Literal["input", "output"] = "input",
-    topk_per_token: int = 0,
-    normalization: Literal["adaln", "layernorm", "none"] = "adaln",
-    layout: Layout | None = None,
-    fused: Fused = True,
-) -> Tapped:
-    """Features of one block, for those who prepare the transformer's inputs themselves.
-
-    Args:
-        transformer: any diffusion transformer of diffusers; classes ditf does not know are probed.
-        block: global index over all blocks in execution order.
-        inputs: arguments of the transformer's forward, by name; batch B*E, row b*E + e is member e of image b.
-        grid: (h, w), or (t, h, w) for video, of the image tokens.
-        ensemble: E, how many rows are averaged to one image.
-        discard: channels to zero, at "input" (before the norm) or "output" (after the modulation).
-        topk_per_token: also zero each token's k largest absolute values, on the ensemble mean.
-        normalization: "adaln" is the block's own norm and modulation, "layernorm" its norm alone, "none" raw tokens.
-        layout: where the image tokens sit among a block's tokens: "image", "image+text", "text+image" or "last";
-            only needed for classes ditf does not know.
-        fused: True runs the Triton kernel where it can run, False its PyTorch twin, "verify" both, compared.
-
-    Returns:
-        Features (B, N, D): float16 on a GPU and float32 on a CPU, raw tokens always float32.
-
-    Raises:
-        InputError: an argument outside its domain, or inputs that do not fit grid or ensemble.
-        ModelError: no blocks found, a block never reached, or a formula the model disagrees with.
-        VerificationError: with ``fused="verify"``, kernel and twin disagree.
-    """
-    if not isinstance(transformer, nn.Module):
-        raise InputError.of("transformer", type(transformer).__name__, "a transformer module of diffusers")
-    if not isinstance(inputs, Mapping):
-        raise InputError.of("inputs", type(inputs).__name__, "a dict of the transformer's forward arguments")
-    if normalization not in _NORMALIZATIONS:
-        raise InputError.of("normalization", normalization, f"one of {', '.join(_NORMALIZATIONS)}")
-    if discard_at not in ("input", "output"):
-        raise InputError.of("discard_at", discard_at, '"input" or "output"')
-    if fused not in _BACKENDS:
-        raise InputError.of("fused", fused, 'True, False or "verify"')
-    taken = run_to_blocks(transformer, [block], inputs, grid, layout=layout)[int(block)]
-    rows, width = taken.tokens.shape[0], taken.tokens.shape[2]
-    if not isinstance(ensemble, int) or ensemble < 1 or rows % ensemble:
-        raise InputError.of("ensemble", ensemble, f"a divisor of the batch of {rows}")
-    channels = tuple(int(channel) for channel in discard)
-    if any(not 0 <= channel < width for channel in channels):
-        raise InputError.of("discard", channels, f"channel indices in 0..{width - 1}")
-    shift, scale = (_one_per_image(vector, ensemble) for vector in (taken.shift, taken.scale))
-    if normalization == "none":
-        mean = taken.tokens.unflatten(0, (-1, ensemble)).mean(1, dtype=torch.float32)
-        mean[..., list(channels)] = 0
-        features = zero_largest(mean, topk_per_token) if topk_per_token else mean
-    else:
-        modulated = normalization == "adaln"
-        with kernel_errors():
-            features = adaln(
-                taken.tokens,
-                shift if modulated else None,
-                scale if modulated else None,
-                norm=taken.norm,
-                weight=taken.weight,
-                bias=taken.bias,
-                eps=taken.eps,
-                discard=channels or None,
-                discard_at=discard_at,
-                topk_per_token=topk_per_token,
-                ensemble=ensemble,
-                out_dtype=torch.float16 if taken.tokens.is_cuda else torch.float32,
-                backend=_BACKENDS[fused],
-            )
-    return Tapped(
-        tokens=taken.tokens,
-        shift=shift,
-        scale=scale,
-        norm=taken.norm,
-        eps=taken.eps,
-        weight=taken.weight,
-        bias=taken.bias,
-        features=features,
-        grid=tuple(int(side) for side in grid),
-    )
-
-
 def _block_input(capture: Capture, count: int, inputs: Mapping[str, Any]) -> BlockInput:
     site, call, all_tokens, norm = capture.site, capture.call, capture.tokens, capture.norm
     if all_tokens is None or norm is None:
@@ -231,11 +133,6 @@ def _check(site: BlockSite, tokens: Tensor, modulation: Modulation, seen: Tensor
             "this with the versions of ditf and diffusers"
         )
     _checked.add(site.module)
-
-
-def _one_per_image(vector: Tensor | None, ensemble: int) -> Tensor | None:
-    """The modulation of each image's first member: its members share timestep and text."""
-    return vector if vector is None or vector.shape[0] == 1 else vector[::ensemble]
 
 
 def _token_count(grid: Sequence[int]) -> int:

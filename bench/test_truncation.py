@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import ditf
+from ditf.backbones.weights import drop_after
 
 BLOCK, GRID, TEXT = 28, (16, 24), 64
 CONFIG = {
@@ -50,3 +53,13 @@ def test_leaving_at_the_block(benchmark, transformer, inputs) -> None:
 @torch.inference_mode()
 def test_full_forward(benchmark, transformer, inputs) -> None:
     benchmark.pedantic(transformer, kwargs=inputs, rounds=3, warmup_rounds=1)
+
+
+def test_weights_in_memory(transformer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of parameters after leaving out what a truncated model does not load."""
+    truncated = copy.deepcopy(transformer)
+    drop_after(BLOCK)(truncated)
+    whole, kept = (sum(p.numel() * p.element_size() for p in m.parameters()) / 2**20 for m in (transformer, truncated))
+    with capsys.disabled():
+        print(f"\nweights in memory: {kept:.1f} of {whole:.1f} MB ({kept / whole:.0%})")
+    assert kept < 0.7 * whole

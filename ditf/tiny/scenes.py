@@ -236,7 +236,7 @@ def warped_pair(
         source = _checked_picture(image_or_seed)
     random = np.random.default_rng([seed, 2])
     # All are drawn, whichever are given: giving one leaves the others as they were.
-    drawn = random.uniform(18, 30) * random.choice([-1, 1]), random.uniform(0.72, 0.85), _random_pivot(random)
+    drawn = float(random.uniform(18, 30) * random.choice([-1, 1])), random.uniform(0.72, 0.85), _random_pivot(random)
     rotation = drawn[0] if rotation is None else rotation
     scale = drawn[1] if scale is None else scale
     pivot = drawn[2] if pivot is None else pivot

@@ -65,13 +65,21 @@ def _run(folder: Path) -> bool:
     fx(sample_scene(0).pixels)  # the weights come with the first image
     print(f"ditf-tiny on {fx.backbone.device}, block {fx.config.block}, timestep {fx.config.timestep:g}, "
           f"{fx.config.ensemble} noises; loaded in {time.perf_counter() - start:.1f} s\n")  # fmt: skip
-    photograph = _warped(fx, "photograph", warped_pair(_photograph()), folder)
-    creature = _warped(fx, "creature", warped_pair(sample_scene(7, size=256).pixels), folder)
+    photograph = _warped(fx, "photograph", _copied(_photograph()), folder)
+    creature = _warped(fx, "creature", _copied(sample_scene(7, size=256).pixels), folder)
     _parts(fx, folder)
     verdict = photograph and creature
     print("The mutual matches are closer to the truth than identity and constant shift." if verdict else
           "The mutual matches are NOT closer to the truth than identity and constant shift.")  # fmt: skip
     return verdict
+
+
+def _copied(picture: np.ndarray) -> WarpedPair:
+    """A recoloured copy under a warp that shows nine tenths of the picture and on which identity fails.
+
+    The pivot was chosen for these two properties alone: identity scores PCK@0.1 = 6% on a 3 : 2 picture.
+    """
+    return warped_pair(picture, rotation=18, scale=0.8, pivot=(0.3, -0.2), border="plain")
 
 
 def _warped(fx: FeatureExtractor, name: str, pair: WarpedPair, folder: Path) -> bool:

@@ -34,6 +34,7 @@ from ..benchmarks.rivals import constant_shift, identity, pixel_patches
 from ..errors import DitfError, InputError
 from ..extractor import FeatureExtractor
 from ..matching import match_points, mutual_matches
+from ..presets import find_preset
 from ..types import FeatureMap, write_atomically
 from .scenes import apply_homography, scene_pair, warped_pair
 
@@ -43,7 +44,7 @@ ALPHAS = (0.1, 0.05)
 PATCHES = (9, 17, 25)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 _PHOTOGRAPH_SIDE = 384
-_SCENE_SIDE = 64
+_SCENE_SIDE = 128
 _TUNING, _CARD = 1_000_000, 2_000_000  # first seeds
 _BEST = "adaln, top channel discarded"  # DiTF as the paper has it
 _WARP_RANGES = "rotation 18 to 30 degrees, scale 0.72 to 0.85, about a point just outside a corner, recoloured"
@@ -58,9 +59,12 @@ class Setting:
     ensemble: int
     size: int
 
-
-SEMANTIC = Setting(block=5, timestep=100, ensemble=4, size=64)
-GEOMETRIC = Setting(block=5, timestep=20, ensemble=4, size=128)
+    @classmethod
+    def of(cls, task: str) -> Setting:
+        """The preset of ``ditf-tiny`` for a task."""
+        config = find_preset("ditf-tiny", task, num_blocks=8).config
+        assert isinstance(config.size, int)
+        return cls(config.block, config.timestep, config.ensemble, config.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,18 +193,18 @@ def report(checkpoint: str = "ditf-tiny", *, scenes: int = 240, warps: int = 8) 
     with tempfile.TemporaryDirectory() as folder:
         random_checkpoint(checkpoint, Path(folder))
         tasks = {
-            "semantic": (scene_cases(scenes, _CARD), SEMANTIC),
-            "photographs": (photograph_cases(warps, _CARD), GEOMETRIC),
+            "semantic": (scene_cases(scenes, _CARD), Setting.of("semantic")),
+            "photographs": (photograph_cases(warps, _CARD), Setting.of("geometric")),
         }
         scores = {name: _measure(cases, setting, checkpoint, folder) for name, (cases, setting) in tasks.items()}
     return {
         "semantic": {
-            "about": f"parts of one instance found in another of its kind, {_SCENE_SIDE} px, seeds from {_CARD}; "
+            "about": f"Parts of one instance found in another of its kind, {_SCENE_SIDE} px, seeds from {_CARD}; "
             "errors relative to the larger side of the target's box",
             **scores["semantic"],
         },
         "photographs": {
-            "about": f"{', '.join(PHOTOGRAPHS)} at {_PHOTOGRAPH_SIDE} px: {_WARP_RANGES}, seeds from {_CARD}; "
+            "about": f"The photographs {', '.join(PHOTOGRAPHS)} at {_PHOTOGRAPH_SIDE} px: {_WARP_RANGES}, seeds from {_CARD}; "
             "errors relative to the larger side of the picture",
             **scores["photographs"],
         },
@@ -284,8 +288,8 @@ def _rivals(side: int) -> dict[str, Callable[[Case], Tensor]]:
 
 def massive_channels_of_blocks(checkpoint: str, *, pictures: int = 48) -> list[dict[str, Any]]:
     """Per block: the channel with the largest mean |x|, its ratio to the median, and how constant it is."""
-    network = Network(checkpoint, dataclasses.replace(SEMANTIC, ensemble=1))
-    cases = scene_cases(pictures // 2, _CARD + 500_000)
+    network = Network(checkpoint, Setting(block=0, timestep=100, ensemble=1, size=64))
+    cases = scene_cases(pictures // 2, _CARD + 500_000, size=64)
     maps = [network.raw_of_blocks(picture) for case in cases for picture in (case.source, case.target)]
     rows = []
     for block in maps[0]:
@@ -329,8 +333,8 @@ def random_checkpoint(checkpoint: str, folder: Path, seed: int = 0) -> None:
 def tune(checkpoint: str = "ditf-tiny", *, scenes: int = 80, warps: int = 4) -> Iterator[dict[str, Any]]:
     """PCK of every block, timestep and size on the tuning pairs; one row at a time."""
     tasks = (
-        ("semantic", scene_cases(scenes, _TUNING, size=128), (64, 96, 128), (30, 100, 200)),
-        ("photographs", photograph_cases(warps, _TUNING), (96, 128, 192), (30, 100, 200)),
+        ("semantic", scene_cases(scenes, _TUNING), (64, 96, 128), (20, 100, 200)),
+        ("photographs", photograph_cases(warps, _TUNING), (96, 128, 192), (20, 100, 200)),
     )
     for task, cases, sizes, timesteps in tasks:
         for size in sizes:

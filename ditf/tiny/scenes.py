@@ -40,6 +40,9 @@ __all__ = [
 TRAINING_SEED = 2**32
 
 
+Border = Literal["edge", "reflect", "plain"]
+
+
 @dataclass(frozen=True, eq=False)
 class Instance:
     """One individual of a kind, in the kind's own units.
@@ -205,7 +208,7 @@ def warped_pair(
     scale: float | None = 0.8,
     pivot: tuple[float, float] | None = (0.0, 0.0),
     recolour: bool = True,
-    border: Literal["edge", "reflect"] = "edge",
+    border: Border = "edge",
     size: int = 256,
     grid: int = 16,
     seed: int = 0,
@@ -222,7 +225,7 @@ def warped_pair(
         scale: None draws 0.72 to 0.85.
         pivot: the point that stays, as shares of width and height; None draws one just outside any corner.
         recolour: change the brightness and tint of the copy.
-        border: what shows beyond the picture: its edge pixels repeated, or the picture mirrored.
+        border: what shows beyond the picture: its edge pixels repeated, the picture mirrored, or its mean colour.
         size: of a procedural scene, in pixels.
         grid: truth is given for a grid of this many points along the longer side, as far as both pictures show them.
         seed: of everything that is drawn.
@@ -255,7 +258,7 @@ def warped_pair(
     return WarpedPair(source, target, points[inside], moved[inside], matrix)
 
 
-def warp_image(image: np.ndarray, matrix: Tensor, *, border: Literal["edge", "reflect"] = "edge") -> np.ndarray:
+def warp_image(image: np.ndarray, matrix: Tensor, *, border: Border = "edge") -> np.ndarray:
     """The picture under a homography, bicubic, at the same size.
 
     Args:
@@ -269,7 +272,11 @@ def warp_image(image: np.ndarray, matrix: Tensor, *, border: Literal["edge", "re
     seen = apply_homography(backward, corners)
     reach = torch.cat([-seen, seen - torch.tensor([width - 1, height - 1])]).max().item()
     margin = max(0, math.ceil(reach)) + 3  # and the bicubic filter's own reach
-    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode=border)
+    if border == "plain":
+        padded = np.full([side + 2 * margin for side in (height, width)] + [3], image.mean((0, 1)).round(), np.uint8)
+        padded[margin : margin + height, margin : margin + width] = image
+    else:
+        padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode=border)
     # Pillow maps the centre (x + 0.5, y + 0.5) of an output pixel to the input, where pixel 0 covers [0, 1].
     into_padded = _translation(margin + 0.5) @ backward @ _translation(-0.5)
     coefficients = (into_padded / into_padded[2, 2]).flatten()[:8].tolist()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import ditf.tiny
+from ditf.presets import find_preset
 from ditf.tiny.scenes import sample_scene
 
 FOLDER = Path(ditf.tiny.__file__).parent
@@ -44,6 +45,13 @@ def test_the_card_tells_where_the_weights_come_from_and_what_they_score():
     assert card["evaluation"]["photographs"]["rows"]["identity"]["pck@0.1"][0] < 10
     text = (FOLDER / "CARD.md").read_text()
     assert f"{card['training']['images']:,}" in text
+
+
+@pytest.mark.parametrize(("task", "section"), [("semantic", "semantic"), ("geometric", "photographs")])
+def test_the_card_was_measured_with_the_presets(task, section):
+    config = find_preset("ditf-tiny", task, num_blocks=8).config
+    setting = json.loads(CARD.read_text())["evaluation"][section]["setting"]
+    assert setting == {name: getattr(config, name) for name in ("block", "timestep", "ensemble", "size")}
 
 
 def test_the_massive_channel_of_the_card_is_there():

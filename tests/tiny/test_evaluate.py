@@ -62,8 +62,9 @@ def test_the_variants_are_those_of_the_extractor():
 
 def test_a_small_report_holds_every_row_and_makes_a_card(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
-    monkeypatch.setattr(evaluate, "SEMANTIC", Setting(5, 100, 1, 32))
-    monkeypatch.setattr(evaluate, "GEOMETRIC", Setting(5, 50, 1, 48))
+    small = {"semantic": Setting(5, 100, 1, 32), "geometric": Setting(5, 50, 1, 48)}
+    monkeypatch.setattr(Setting, "of", small.__getitem__)
+    monkeypatch.setattr(evaluate, "_SCENE_SIDE", 32)
     monkeypatch.setattr(evaluate, "_PHOTOGRAPH_SIDE", 96)
     numbers = evaluate.report(scenes=4, warps=1)
     for task in ("semantic", "photographs"):
@@ -83,6 +84,6 @@ def test_a_small_report_holds_every_row_and_makes_a_card(tmp_path, monkeypatch):
     assert written["training"]["images"] == 1234
     assert written["evaluation"] == numbers
     text = (tmp_path / "CARD.md").read_text()
-    assert "1,234 pictures" in text
+    assert "1,234 procedural pictures" in text
     assert "best constant shift" in text
     assert text.count("\n| ") > 30

@@ -223,7 +223,7 @@ class FeatureExtractor:
         second = self._features(images[half:], prompts[half:], blocks, config)
         return {block: first[block] + second[block] for block in blocks}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(
         self, images: list[Prepared], prompts: list[str], blocks: list[int], config: ExtractConfig
     ) -> dict[int, list[FeatureMap]]:

@@ -233,3 +233,9 @@ def test_a_truncated_model_refuses_deeper_blocks() -> None:
 def test_truncation_changes_no_bit(fx) -> None:
     shallow = FeatureExtractor.from_pretrained("ditf-tiny", device="cpu", block=3, **SMALL)
     assert torch.equal(shallow(photo(0)).tokens, with_config(fx, block=3)(photo(0)).tokens)
+
+
+def test_features_can_be_trained_on(fx) -> None:
+    probe = torch.nn.Linear(128, 1)
+    probe(fx(photo(0)).tokens).sum().backward()
+    assert probe.weight.grad is not None

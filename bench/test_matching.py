@@ -89,7 +89,7 @@ def test_peak_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _peak_mb(name: str) -> float:
     code = f"import test_matching as t; t.print_peak({name!r})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return float(run.stdout)
 
 

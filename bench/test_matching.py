@@ -89,7 +89,8 @@ def test_peak_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _peak_mb(name: str) -> float:
     code = f"import test_matching as t; t.print_peak({name!r})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     return float(run.stdout)
 
 

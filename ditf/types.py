@@ -269,7 +269,7 @@ class Tapped:
     """What entered one block, and the feature made of it.
 
     Attributes:
-        tokens: (B*E, N, D) image tokens entering the block's first norm; row b*E + e is member e of image b.
+        raw: (B*E, N, D) image tokens entering the block's first norm; row b*E + e is member e of image b.
         shift, scale: (B, 1|N, D) of the block's own AdaLN, or None where the block has none.
         norm: "layer" or "rms".
         eps, weight, bias: of that norm.
@@ -277,7 +277,7 @@ class Tapped:
         grid: (h, w), or (t, h, w) for video.
     """
 
-    tokens: Tensor
+    raw: Tensor
     shift: Tensor | None
     scale: Tensor | None
     norm: Literal["layer", "rms"]

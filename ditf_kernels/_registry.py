@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,56 @@ _log = logging.getLogger(NAMESPACE)
 _said: set[str] = set()
 
 registered: list[str] = []  # the names of all ops, in order of registration
+_explaining: ContextVar[bool] = ContextVar("ditf_kernels_explaining", default=False)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one call would run.
+
+    Attributes:
+        op: name of the registered op.
+        implementation: "triton", "torch" or "verify" (both).
+        reason: in words.
+    """
+
+    op: str
+    implementation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.implementation} ({self.reason})"
+
+
+def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Which implementation a call would run, and why; nothing is computed.
+
+    >>> print(explain(adaln, x, shift, scale))
+    adaln: triton (Triton compiles for CUDA tensors)
+
+    Args:
+        op: a public op of ``ditf_kernels``; the rest are its arguments.
+
+    Raises:
+        ValueError, BackendError: what the call itself would raise.
+        TypeError: no op of ``ditf_kernels``.
+    """
+    token = _explaining.set(True)
+    try:
+        op(*args, **kwargs)
+    except _ExplainedError as answer:
+        return answer.explanation
+    finally:
+        _explaining.reset(token)
+    raise TypeError(f"op: got {op!r}, expected a function of ditf_kernels such as adaln")
+
+
+class _ExplainedError(Exception):
+    """Carries the answer of :func:`explain` out of the call it asks about."""
+
+    def __init__(self, op: str, implementation: str, reason: str) -> None:
+        super().__init__(op)
+        self.explanation = Explanation(op, implementation, reason)
 
 
 def define(
@@ -46,16 +98,19 @@ def define(
 
     def implementation(*args: Any) -> Any:
         *inputs, asked = args
-        chosen = backend.resolve(asked, inputs[0].device.type)
+        chosen, reason = backend.resolve(asked, inputs[0].device.type), None
         if chosen != "torch" and (reason := limit(*inputs)):
             if not backend.asks_for(asked, "auto"):
                 raise backend.BackendError(f'backend: got "{chosen}" for {name}, but {reason}; use "torch"')
             chosen = "torch"
+        if _explaining.get():
+            raise _ExplainedError(name, chosen, reason or backend.why(inputs[0].device.type, asked)[1])
         if chosen == "torch":
             return twin(*inputs)
         module, _, function = kernel.partition(".")
         launch = getattr(importlib.import_module(f"{NAMESPACE}._triton.{module}"), function)
         result = launch(*inputs)
+        backend.count_kernel(name)
         if chosen == "verify":
             compare(tuple(inputs), result, twin(*inputs))
             backend.count_comparison(name)
@@ -82,6 +137,8 @@ def takes_gradient(op: str, asked: str | None, *tensors: Tensor | None) -> bool:
             f'backend: got "triton" for {op} with an input that requires grad, but the kernels are for inference; '
             "call it under torch.no_grad(), detach the input, or choose another backend"
         )
+    if _explaining.get():
+        raise _ExplainedError(op, "torch", "an input requires grad, and the kernels have no backward pass")
     if not tracing and op not in _said:
         _said.add(op)
         _log.info("%s: an input requires grad, the differentiable PyTorch twin runs instead of the kernel", op)

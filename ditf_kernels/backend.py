@@ -32,7 +32,9 @@ __all__ = [
     "VerificationError",
     "check_close",
     "count_comparison",
+    "count_kernel",
     "describe",
+    "kernel_counts",
     "reset_verification_counts",
     "resolve",
     "use_backend",
@@ -54,6 +56,7 @@ TOLERANCE = {
 
 _innermost: ContextVar[str | None] = ContextVar("ditf_kernels_backend", default=None)
 _counts: Counter[str] = Counter()
+_kernels: Counter[str] = Counter()
 _counts_lock = threading.Lock()
 
 
@@ -101,9 +104,9 @@ def asks_for(keyword: str | None, name: str) -> bool:
     return _asked(keyword)[0] == name
 
 
-def why(device_type: str) -> tuple[str, str]:
+def why(device_type: str, keyword: str | None = None) -> tuple[str, str]:
     """The backend chosen for tensors on this kind of device, and the reason in words."""
-    name, source = _asked(None)
+    name, source = _asked(keyword)
     if name == "torch":
         return "torch", f'{source} is "torch"'
     runs, reason = _triton_runs(device_type)
@@ -171,6 +174,21 @@ def _triton_runs(device_type: str) -> tuple[bool, str]:
     if interpreted:
         return True, "TRITON_INTERPRET=1 runs the kernels in Triton's interpreter"
     return True, "Triton compiles for CUDA tensors"
+
+
+# --- counts ----------------------------------------------------------------------------------------------------------
+
+
+def kernel_counts() -> dict[str, int]:
+    """How many times each op ran its Triton implementation in this process: what a silent fallback would not do."""
+    with _counts_lock:
+        return dict(_kernels)
+
+
+def count_kernel(op: str) -> None:
+    """One more run of this op in Triton."""
+    with _counts_lock:
+        _kernels[op] += 1
 
 
 # --- verification ----------------------------------------------------------------------------------------------------

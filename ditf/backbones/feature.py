@@ -75,7 +75,7 @@ def tap(
         backend=backend,
     )
     return Tapped(
-        tokens=taken.tokens,
+        raw=taken.tokens,
         shift=_one_per_image(taken.shift, ensemble),
         scale=_one_per_image(taken.scale, ensemble),
         norm=taken.norm,

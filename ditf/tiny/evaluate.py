@@ -204,8 +204,8 @@ def report(checkpoint: str = "ditf-tiny", *, scenes: int = 240, warps: int = 8) 
             **scores["semantic"],
         },
         "photographs": {
-            "about": f"The photographs {', '.join(PHOTOGRAPHS)} at {_PHOTOGRAPH_SIDE} px: {_WARP_RANGES}, seeds from {_CARD}; "
-            "errors relative to the larger side of the picture",
+            "about": f"The photographs {', '.join(PHOTOGRAPHS)} at {_PHOTOGRAPH_SIDE} px: {_WARP_RANGES}, seeds from "
+            f"{_CARD}; errors relative to the larger side of the picture",
             **scores["photographs"],
         },
         "massive channels": massive,

@@ -90,7 +90,7 @@ def test_reference_implementation_is_reproduced():
     plain = tap(model, block, inputs, grid=(5, 7), ensemble=2)
     discarded = tap(model, block, inputs, grid=(5, 7), ensemble=2, discard=discard)
     assert model.training, "train mode was not restored"
-    assert relative(plain.tokens, expect["pre_adaln_tokens"]) < 1e-5
+    assert relative(plain.raw, expect["pre_adaln_tokens"]) < 1e-5
     assert plain.shift is not None
     assert plain.scale is not None
     assert relative(plain.shift, expect["shift"][:1]) < 1e-5
@@ -197,7 +197,7 @@ def test_ensemble_is_averaged_before_the_norm():
     taken = tap(model, 3, inputs, grid=GRID, ensemble=2, discard=(1, 5), topk_per_token=2)
     assert taken.shift is not None
     assert taken.scale is not None
-    x = taken.tokens.double().unflatten(0, (2, 2)).mean(1)
+    x = taken.raw.double().unflatten(0, (2, 2)).mean(1)
     x[..., [1, 5]] = 0
     x = x.scatter(2, x.abs().topk(2, dim=2).indices, 0.0)
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
@@ -217,12 +217,12 @@ def test_discard_at_the_output_zeroes_the_feature():
 
 def test_normalizations_leave_out_what_they_say():
     model, inputs = tiny.flux(), tiny.flux_inputs()
-    raw = tap(model, 3, inputs, grid=GRID, ensemble=2, normalization="none", discard=(3,), topk_per_token=1)
-    mean = raw.tokens.double().mean(0, keepdim=True)
+    untouched = tap(model, 3, inputs, grid=GRID, ensemble=2, normalization="none", discard=(3,), topk_per_token=1)
+    mean = untouched.raw.double().mean(0, keepdim=True)
     mean[..., 3] = 0
-    assert relative(raw.features, mean.scatter(2, mean.abs().argmax(2, keepdim=True), 0.0)) < 1e-6
+    assert relative(untouched.features, mean.scatter(2, mean.abs().argmax(2, keepdim=True), 0.0)) < 1e-6
     norm = tap(model, 3, inputs, grid=GRID, normalization="layernorm")
-    assert relative(norm.features, torch.nn.functional.layer_norm(raw.tokens.double(), (32,), eps=1e-6)) < 1e-5
+    assert relative(norm.features, torch.nn.functional.layer_norm(untouched.raw.double(), (32,), eps=1e-6)) < 1e-5
 
 
 @pytest.mark.parametrize("block", [0, 3])
@@ -279,10 +279,10 @@ def test_unknown_class_is_probed():
     taken = tap(model, 2, inputs, grid=GRID, layout="text+image")
     block: Any = model.layers[2]
     assert taken.norm == "rms"
-    assert taken.tokens.shape == (2, 24, 16)
-    expected = block.first_norm(taken.tokens) * (1 + block.to_scale(inputs["condition"])[:, None])
+    assert taken.raw.shape == (2, 24, 16)
+    expected = block.first_norm(taken.raw) * (1 + block.to_scale(inputs["condition"])[:, None])
     assert relative(taken.features, expected) < 1e-5
-    assert torch.equal(taken.tokens, tap(model, 2, inputs, grid=GRID, layout="last").tokens)
+    assert torch.equal(taken.raw, tap(model, 2, inputs, grid=GRID, layout="last").raw)
 
 
 def test_unknown_class_with_text_asks_for_the_layout():
@@ -319,7 +319,7 @@ def test_half_precision_passes_its_own_check():
     model = tiny.flux().to(torch.bfloat16)
     inputs = {k: v.bfloat16() if k not in ("img_ids", "txt_ids") else v for k, v in tiny.flux_inputs().items()}
     taken = tap(model, 3, inputs, grid=GRID)
-    assert taken.tokens.dtype == torch.bfloat16
+    assert taken.raw.dtype == torch.bfloat16
     assert taken.features.dtype == torch.float32
     assert relative(taken.features, tap(tiny.flux(), 3, tiny.flux_inputs(), grid=GRID).features) < 0.1
 

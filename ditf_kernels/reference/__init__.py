@@ -1,0 +1,37 @@
+"""Every op in plain PyTorch: its definition, the oracle of the tests, and what runs where Triton does not.
+
+The functions take arguments that the public functions have already checked. They accumulate in float32 whatever the
+input dtype, are differentiable (in their scores, where they choose), and work in blocks that fit a CPU's cache, so that
+temporaries stay at a few megabytes whatever the image. One file per op.
+"""
+
+from .adaln import adaln, adaln_with_inverse_norm, zero_largest
+from .rows import NORM_FLOOR, unit_rows
+from .upsampled import (
+    CANCELLED,
+    AxisTaps,
+    axis_taps,
+    sample_grid,
+    score_at,
+    upsampled_argmax,
+    upsampled_inverse_norm,
+    upsampled_planes,
+    upsampled_similarity,
+)
+
+__all__ = [
+    "CANCELLED",
+    "NORM_FLOOR",
+    "AxisTaps",
+    "adaln",
+    "adaln_with_inverse_norm",
+    "axis_taps",
+    "sample_grid",
+    "score_at",
+    "unit_rows",
+    "upsampled_argmax",
+    "upsampled_inverse_norm",
+    "upsampled_planes",
+    "upsampled_similarity",
+    "zero_largest",
+]

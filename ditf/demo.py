@@ -1,7 +1,7 @@
 """What `make demo` runs: three pairs of pictures matched with the bundled model, scored beside trivial rivals.
 
-A photograph and its rotated, scaled, recoloured copy; a procedural creature and its warped copy; and the parts of two
-different creatures of one kind, which are shown but not judged.
+A photograph and its rotated, scaled, recoloured copy; a procedural scene and its warped copy; and the parts of two
+different instances of one kind, which are shown but not judged.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def _run(folder: Path) -> bool:
     print(f"ditf-tiny on {fx.backbone.device}, block {fx.config.block}, timestep {fx.config.timestep:g}, "
           f"{fx.config.ensemble} noises; loaded in {time.perf_counter() - start:.1f} s\n")  # fmt: skip
     photograph = _warped(fx, "photograph", _copied(_photograph()), folder)
-    creature = _warped(fx, "creature", _copied(sample_scene(7, size=256).pixels), folder)
+    scene = _warped(fx, "scene", _copied(sample_scene(7, size=256).pixels), folder)
     _parts(fx, folder)
-    verdict = photograph and creature
+    verdict = photograph and scene
     print("The mutual matches are closer to the truth than identity and constant shift." if verdict else
           "The mutual matches are NOT closer to the truth than identity and constant shift.")  # fmt: skip
     return verdict
@@ -125,14 +125,14 @@ def _scores(fx: FeatureExtractor, pair: WarpedPair, matches: Matches, truth: Ten
 
 
 def _parts(fx: FeatureExtractor, folder: Path) -> None:
-    """Parts of one creature found in another of its kind: printed and drawn, not judged."""
+    """Parts of one instance found in another of its kind: printed and drawn, not judged."""
     first, second = scene_pair(3, size=256)
     names = [name for name in first.keypoints if name in second.keypoints]
     points, truth = (torch.tensor([scene.keypoints[n] for n in names]) for scene in (first, second))
     source, target = fx([first.pixels, second.pixels])
     matches = match_points(source, target, points)
     path = _draw("parts", first.pixels, second.pixels, matches, source, target, folder)
-    print(f"parts of two different creatures ({first.kind}): distance to the same part, not judged")
+    print(f"parts of two different instances of one kind ({first.kind}): distance to the same part, not judged")
     errors = zip(names, distances(matches.target, truth.float()).tolist(), strict=True)
     print("  " + ", ".join(f"{name} {error:.0f}" for name, error in errors) + f" px of {max(first.pixels.shape)}")
     print(f"  {path}\n")

@@ -6,6 +6,7 @@ temporaries stay at a few megabytes whatever the image. One file per op.
 """
 
 from .adaln import adaln, adaln_with_inverse_norm, zero_largest
+from .channels import channel_magnitude, massive_channels
 from .rows import NORM_FLOOR, unit_rows
 from .upsampled import (
     CANCELLED,
@@ -26,6 +27,8 @@ __all__ = [
     "adaln",
     "adaln_with_inverse_norm",
     "axis_taps",
+    "channel_magnitude",
+    "massive_channels",
     "sample_grid",
     "score_at",
     "unit_rows",

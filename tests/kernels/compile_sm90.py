@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from ditf_kernels._triton import adaln, upsampled
+from ditf_kernels._triton import adaln, channels, upsampled
 
 
 def compiled(kernel, types, constants, options):
@@ -32,7 +32,8 @@ def compiled(kernel, types, constants, options):
 
 
 def resources(binary):
-    """Registers and spilled bytes of a thread, shared memory of a program, and the kinds of its global loads."""
+    """Registers and spilled bytes of a thread, shared memory of a program, the kinds of its global loads,
+    and how many bytes its asynchronous copies to shared memory take at a time."""
     ptx = binary.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -41,11 +42,13 @@ def resources(binary):
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     loads = re.findall(r"ld\.global(?:\.\w+)*?((?:\.v[248])?\.b\d+)", ptx)
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)
     return {
         "registers": int(re.search(r"Used (\d+) registers", log).group(1)),
         "spill_bytes": sum(map(int, spills.groups())),
         "shared": binary.metadata.shared,
         "loads": {kind: loads.count(kind) for kind in sorted(set(loads))},
+        "copies": {str(int(size, 16)): copies.count(size) for size in sorted(set(copies))},
     }
 
 
@@ -72,6 +75,18 @@ def adaln_case(width, dtype="bf16", *, affine=False, discard=True, **flags):
     return compiled(adaln._adaln_kernel, types, constants, adaln.launch_options(block))
 
 
+def channels_case(name, dtype="bf16", width=3072, **flags):
+    kernel = getattr(channels, f"_{name}_kernel")
+    types = {
+        "x_ptr": f"*{dtype}", "partial_ptr": "*fp32", "magnitude_ptr": "*fp32", "index_ptr": "*i64",
+        "largest_ptr": "*fp32", "median_ptr": "*fp32", "count": "fp32",
+    }  # fmt: skip
+    table, options = split(getattr(channels, name.upper()))
+    constants = {**table, "D": width, "stride_channel": 1, **flags}
+    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+    return compiled(kernel, types, constants, {**options, **channels.EXACT})
+
+
 def upsampled_case(name, query="fp32", key="fp16", width=3072, **flags):
     kernel = getattr(upsampled, f"_{name}_kernel")
     types = {
@@ -91,6 +106,11 @@ CASES = {
     "adaln 2432 bf16": lambda: adaln_case(2432, discard=False),
     "adaln 1152 fp16": lambda: adaln_case(1152, "fp16", discard=False),
     "adaln 3072 fp32": lambda: adaln_case(3072, "fp32"),
+    "channels, partial bf16": lambda: channels_case("partial"),
+    "channels, partial fp32": lambda: channels_case("partial", "fp32"),
+    "channels, partial bf16 1152": lambda: channels_case("partial", width=1152),
+    "channels, magnitude": lambda: channels_case("magnitude"),
+    "channels, rank": lambda: channels_case("rank"),
     "planes fp16": lambda: upsampled_case("planes"),
     "planes fp32": lambda: upsampled_case("planes", key="fp32"),
     "coarse fp32 x fp16": lambda: upsampled_case("coarse", WIDEN=True),

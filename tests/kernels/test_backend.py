@@ -20,6 +20,7 @@ from ditf_kernels import (
     adaln,
     adaln_with_inverse_norm,
     backend,
+    massive_channels,
     upsampled_argmax,
     upsampled_argmax_batch,
     upsampled_planes,
@@ -31,6 +32,7 @@ CALLS = {
     "adaln_with_inverse_norm": lambda **keywords: adaln_with_inverse_norm(
         torch.randn(1, 2, 16), None, None, **keywords
     ),
+    "massive_channels": lambda **keywords: massive_channels(torch.randn(5, 16), 3, **keywords),
     "upsampled_planes": lambda **keywords: upsampled_planes(torch.randn(6, 16), (2, 3), **keywords),
     "upsampled_argmax": lambda **keywords: upsampled_argmax(
         torch.randn(2, 16), torch.randn(6, 16), (2, 3), (9, 11), **keywords
@@ -129,6 +131,7 @@ def spoil(monkeypatch, op, change):
     module, name = {
         "adaln": ("adaln", "adaln"),
         "adaln_with_inverse_norm": ("adaln", "adaln_with_inverse_norm"),
+        "massive_channels": ("channels", "massive_channels"),
         "upsampled_planes": ("upsampled", "planes"),
         "upsampled_argmax": ("upsampled", "argmax"),
     }[op]
@@ -155,6 +158,11 @@ def nudged(t, by):
         ("adaln", lambda y: nudged(y, torch.nan), r"up to inf"),
         ("adaln", lambda y: y.half(), r"features of the kernel is \(1, 2, 16\) torch.float16"),
         ("adaln_with_inverse_norm", lambda out: (out[0], nudged(out[1], 1e-3)), r"inverse_norm, shape \(1, 2\)"),
+        ("massive_channels", lambda out: (out[0], nudged(out[1], 1e-3), out[2]), r"magnitude over the median, shape"),
+        ("massive_channels", lambda out: (*out[:2], nudged(out[2], 1e-3)), r"massive_channels: median over that"),
+        ("massive_channels", lambda out: (out[0].flip(0), *out[1:]), r"magnitude of the chosen channels"),
+        ("massive_channels", lambda out: (out[0] - 16, *out[1:]), r"index, .* not in 0\.\.15"),
+        ("massive_channels", lambda out: (out[0] * 0, *out[1:]), r"index, .* not distinct"),
         ("upsampled_planes", lambda planes: nudged(planes, 0.1), r"upsampled_planes: planes"),
         ("upsampled_argmax", lambda out: (out[0], nudged(out[1], -1e-3)), r"upsampled_argmax: score, shape \(2,\)"),
         ("upsampled_argmax", lambda out: ((out[0] + 4) % 9, out[1]), r"upsampled_argmax: score at the chosen pixel"),
@@ -174,6 +182,8 @@ def test_a_fault_in_a_kernel_is_found(monkeypatch, counts, op, change, message):
     ("op", "module", "kernel", "wrong"),
     [
         ("adaln", "adaln", "_adaln_kernel", {"BLOCK_D": 8}),  # half of each row
+        ("massive_channels", "channels", "_partial_kernel", {"D": 8}),
+        ("massive_channels", "channels", "_rank_kernel", {"D": 8}),
         ("upsampled_planes", "upsampled", "_planes_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_coarse_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_argmax_kernel", {"BLOCK_Y": 1}),  # a quarter of the rows
@@ -237,6 +247,7 @@ EVERY_OP = """
     x, key = torch.randn(2, 5, 8), torch.randn(6, 8)
     assert k.adaln(x, None, None).shape == (2, 5, 8)
     assert k.adaln_with_inverse_norm(x, None, None, ensemble=2)[1].shape == (1, 5)
+    assert k.massive_channels(x, 3)[0].shape == (3,)
     planes = k.upsampled_planes(key, (2, 3))
     assert k.upsampled_argmax(key, key, (2, 3), (9, 9), planes=planes)[0].shape == (6, 2)
     assert k.upsampled_argmax_batch(key, key, [0, 6], [(2, 3)], [(9, 9)])[0].shape == (6, 2)

@@ -5,7 +5,13 @@ import os
 import pytest
 import torch
 
-from ditf_kernels import adaln_with_inverse_norm, upsampled_argmax, upsampled_argmax_batch, upsampled_planes
+from ditf_kernels import (
+    adaln_with_inverse_norm,
+    massive_channels,
+    upsampled_argmax,
+    upsampled_argmax_batch,
+    upsampled_planes,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +37,16 @@ def test_adaln(width, dtype, flags):
     adaln_with_inverse_norm(
         x, random(2, width, dtype=dtype), random(2, width, dtype=dtype), ensemble=4, backend="verify", **flags
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1152, 2432, 3072])
+def test_massive_channels(width, dtype):
+    x = random(4, 4608, width, dtype=dtype)
+    x[..., [154, 1000]] *= 1e4
+    for view in (x, x[:, 512:], x.transpose(0, 1), x[0].T.contiguous().T):
+        index, _, _ = massive_channels(view, 10, backend="verify")
+        assert index[:2].sort().values.tolist() == [154, 1000]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,6 +16,11 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "adaln 2432 bf16": 64,
     "adaln 1152 fp16": 48,
     "adaln 3072 fp32": 80,
+    "channels, partial bf16": 128,
+    "channels, partial fp32": 128,
+    "channels, partial bf16 1152": 128,
+    "channels, magnitude": 64,
+    "channels, rank": 128,
     "planes fp16": 96,
     "planes fp32": 112,
     "coarse fp32 x fp16": 128,
@@ -52,3 +57,11 @@ def test_rows_are_read_sixteen_bytes_at_a_time(report, case):
     loads = report[case]["loads"]
     assert loads.get(".v4.b32", 0) >= 4
     assert not {kind for kind in loads if kind in (".b16", ".v2.b16")}  # nothing element by element
+
+
+@pytest.mark.parametrize("case", [case for case in REGISTERS if case.startswith("channels, partial")])
+def test_rows_are_copied_sixteen_bytes_at_a_time(report, case):
+    copies = report[case]["copies"]
+    assert copies.keys() == {"16"}
+    assert copies["16"] >= 4
+    assert not report[case]["loads"]  # nothing past the copies

@@ -7,6 +7,8 @@ temporaries stay at a few megabytes whatever the image. One file per op.
 
 from .adaln import adaln, adaln_with_inverse_norm, zero_largest
 from .channels import channel_magnitude, massive_channels
+from .nearest import cosine_argmax, cosine_at, cosine_topk, inverse_norms, is_mutual, mutual_nearest
+from .propagate import blended_labels, chosen_cosine, propagate_topk
 from .rows import NORM_FLOOR, unit_rows
 from .upsampled import (
     CANCELLED,
@@ -27,8 +29,17 @@ __all__ = [
     "adaln",
     "adaln_with_inverse_norm",
     "axis_taps",
+    "blended_labels",
     "channel_magnitude",
+    "chosen_cosine",
+    "cosine_argmax",
+    "cosine_at",
+    "cosine_topk",
+    "inverse_norms",
+    "is_mutual",
     "massive_channels",
+    "mutual_nearest",
+    "propagate_topk",
     "sample_grid",
     "score_at",
     "unit_rows",

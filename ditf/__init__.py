@@ -9,6 +9,7 @@
 from .backbones import tap
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
+from .fuse import FuseReport, fuse, unfuse
 from .matching import match_points, similarity_map
 from .types import ExtractConfig, FeatureMap, Matches, Tapped
 
@@ -19,13 +20,16 @@ __all__ = [
     "ExtractConfig",
     "FeatureExtractor",
     "FeatureMap",
+    "FuseReport",
     "InputError",
     "Matches",
     "ModelError",
     "StoreError",
     "Tapped",
     "VerificationError",
+    "fuse",
     "match_points",
     "similarity_map",
     "tap",
+    "unfuse",
 ]

@@ -40,7 +40,7 @@ LAYERS = (  # arrows point down: a module imports from its own row or from rows 
     {"cli", "demo", "__main__"},
     {"benchmarks", "tiny"},
     {"extractor", "matching", "draw"},
-    {"backbones", "presets", "images"},
+    {"backbones", "presets", "images", "fuse", "fused_norm"},
     {"types", "errors"},
 )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .stacks import BlockSite, unwrap
 
-__all__ = ["Capture", "exclusive", "reenter", "run_until"]
+__all__ = ["Capture", "exclusive", "is_attention", "reenter", "run_until"]
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -115,7 +115,7 @@ def _watching(capture: Capture, *, leave: bool) -> Iterator[None]:
     for module in block.modules():
         if module is block:
             continue
-        if _is_attention(module):
+        if is_attention(module):
             handles.append(module.register_forward_pre_hook(_on_attention(capture, leave), with_kwargs=True))
         elif _is_norm(module):
             handles.append(module.register_forward_pre_hook(_on_norm(capture, leave), with_kwargs=True))
@@ -179,7 +179,8 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-def _is_attention(module: nn.Module) -> bool:
+def is_attention(module: nn.Module) -> bool:
+    """By the name of its class, as every attention module of diffusers is called."""
     name = type(module).__name__
     return ("Attention" in name or "Attn" in name) and "Norm" not in name and not name.endswith("Block")
 

@@ -213,7 +213,6 @@ FLOAT32 = {  # without tensor cores, operands pass through registers
     "QUERY_ROWS": 4, "QUERY_COLUMNS": 8, "KEY_ROWS": 4, "KEY_COLUMNS": 8, "BLOCK_D": 16,
     "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True,
 }  # fmt: skip
-INTERPRETER = {**FLOAT32, "BLOCK_D": 64}  # fewer steps, because each one costs the interpreter a fixed time
 BLEND = {
     "BLOCK": 16, "BLOCK_CLASSES": 16, "BLOCK_CANDIDATES": 64,
     "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False,
@@ -222,7 +221,7 @@ BLEND = {
 
 def choose_options(widen: bool) -> dict[str, Any]:
     """Patches and compile options of the kernel that chooses."""
-    return INTERPRETER if INTERPRETED.value else FLOAT32 if widen else HALF
+    return FLOAT32 if widen and not INTERPRETED.value else HALF  # the interpreter pays by the step, not by its size
 
 
 def propagate_topk(

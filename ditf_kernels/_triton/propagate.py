@@ -198,7 +198,7 @@ def _blend_kernel(
         if first_class == 0:
             tl.store(index_ptr + own * topk + rank, tl.where(found, place, -1), mask=inside)
             tl.store(score_ptr + own * topk + rank, tl.where(found, score, float("nan")), mask=inside)
-    out = tl.where((total > 0)[None, :], out / total[None, :], float("nan"))
+    out = out / tl.where(total > 0, total, float("nan"))[None, :]
     out_place = out_ptr + (label * n_cells)[:, None] + own[None, :]
     tl.store(out_place, out, mask=(label < n_classes)[:, None] & inside[None, :])
 

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from ditf_kernels._triton import adaln, channels, upsampled
+from ditf_kernels._triton import adaln, channels, propagate, upsampled
 
 
 def compiled(kernel, types, constants, options):
@@ -33,7 +33,7 @@ def compiled(kernel, types, constants, options):
 
 def resources(binary):
     """Registers and spilled bytes of a thread, shared memory of a program, the kinds of its global loads,
-    and how many bytes its asynchronous copies to shared memory take at a time."""
+    how many bytes its asynchronous copies to shared memory take at a time, and its matrix products."""
     ptx = binary.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -48,6 +48,7 @@ def resources(binary):
         "spill_bytes": sum(map(int, spills.groups())),
         "shared": binary.metadata.shared,
         "loads": {kind: loads.count(kind) for kind in sorted(set(loads))},
+        "wgmma": ptx.count("wgmma.mma_async"),
         "copies": {str(int(size, 16)): copies.count(size) for size in sorted(set(copies))},
     }
 
@@ -87,6 +88,27 @@ def channels_case(name, dtype="bf16", width=3072, **flags):
     return compiled(kernel, types, constants, {**options, **channels.EXACT})
 
 
+def choose_case(query="bf16", keys="bf16", width=3072, topk=5, **flags):
+    widen = query != keys or keys == "fp32"
+    types = {"query_ptr": f"*{query}", "keys_ptr": f"*{keys}", "inverse_ptr": "*fp32", "best_ptr": "*i64"}
+    table, options = split(propagate.choose_options(widen))
+    constants = {
+        **table, "D": width, "TOPK": topk, "KEEP": triton.next_power_of_2(topk), "WIDEN": widen,
+        "stride_query_channel": 1, "stride_keys_channel": 1, **flags,
+    }  # fmt: skip
+    return compiled(propagate._choose_kernel, types, constants, options)
+
+
+def blend_case(labels="fp32", **flags):
+    types = {
+        "best_ptr": "*i64", "inverse_ptr": "*fp32", "labels_ptr": f"*{labels}", "out_ptr": "*fp32",
+        "index_ptr": "*i64", "score_ptr": "*fp32", "temperature": "fp32",
+    }  # fmt: skip
+    table, options = split(propagate.BLEND)
+    constants = {**table, "stride_labels_cell": 1, **flags}
+    return compiled(propagate._blend_kernel, types, constants, options)
+
+
 def upsampled_case(name, query="fp32", key="fp16", width=3072, **flags):
     kernel = getattr(upsampled, f"_{name}_kernel")
     types = {
@@ -111,6 +133,13 @@ CASES = {
     "channels, partial bf16 1152": lambda: channels_case("partial", width=1152),
     "channels, magnitude": lambda: channels_case("magnitude"),
     "channels, rank": lambda: channels_case("rank"),
+    "propagate, choose bf16": lambda: choose_case(),
+    "propagate, choose fp16 1152, k = 15": lambda: choose_case("fp16", "fp16", 1152, 15),
+    "propagate, choose fp16, k = 32": lambda: choose_case("fp16", "fp16", 3072, 32),
+    "propagate, choose fp32": lambda: choose_case("fp32", "fp32"),
+    "propagate, choose fp32 x fp16": lambda: choose_case("fp32", "fp16"),
+    "propagate, blend": lambda: blend_case(),
+    "propagate, blend fp16": lambda: blend_case("fp16"),
     "planes fp16": lambda: upsampled_case("planes"),
     "planes fp32": lambda: upsampled_case("planes", key="fp32"),
     "coarse fp32 x fp16": lambda: upsampled_case("coarse", WIDEN=True),

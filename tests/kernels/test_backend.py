@@ -20,7 +20,11 @@ from ditf_kernels import (
     adaln,
     adaln_with_inverse_norm,
     backend,
+    cosine_argmax,
+    cosine_topk,
     massive_channels,
+    mutual_nearest,
+    propagate_topk,
     upsampled_argmax,
     upsampled_argmax_batch,
     upsampled_planes,
@@ -33,6 +37,19 @@ CALLS = {
         torch.randn(1, 2, 16), None, None, **keywords
     ),
     "massive_channels": lambda **keywords: massive_channels(torch.randn(5, 16), 3, **keywords),
+    "cosine_argmax": lambda **keywords: cosine_argmax(torch.randn(3, 16), torch.randn(6, 16), **keywords),
+    "cosine_topk": lambda **keywords: cosine_topk(torch.randn(3, 16), torch.randn(6, 16), 2, **keywords),
+    "mutual_nearest": lambda **keywords: mutual_nearest(torch.randn(3, 16), torch.randn(6, 16), **keywords),
+    "propagate_topk": lambda **keywords: propagate_topk(
+        torch.randn(6, 16),
+        torch.randn(2, 6, 16),
+        torch.rand(2, 3, 6),
+        (2, 3),
+        radius=1,
+        topk=2,
+        temperature=0.1,
+        **keywords,
+    ),
     "upsampled_planes": lambda **keywords: upsampled_planes(torch.randn(6, 16), (2, 3), **keywords),
     "upsampled_argmax": lambda **keywords: upsampled_argmax(
         torch.randn(2, 16), torch.randn(6, 16), (2, 3), (9, 11), **keywords
@@ -132,6 +149,10 @@ def spoil(monkeypatch, op, change):
         "adaln": ("adaln", "adaln"),
         "adaln_with_inverse_norm": ("adaln", "adaln_with_inverse_norm"),
         "massive_channels": ("channels", "massive_channels"),
+        "cosine_argmax": ("nearest", "cosine_argmax"),
+        "cosine_topk": ("nearest", "cosine_topk"),
+        "mutual_nearest": ("nearest", "mutual_nearest"),
+        "propagate_topk": ("propagate", "propagate_topk"),
         "upsampled_planes": ("upsampled", "planes"),
         "upsampled_argmax": ("upsampled", "argmax"),
     }[op]
@@ -163,6 +184,19 @@ def nudged(t, by):
         ("massive_channels", lambda out: (out[0].flip(0), *out[1:]), r"magnitude of the chosen channels"),
         ("massive_channels", lambda out: (out[0] - 16, *out[1:]), r"index, .* not in 0\.\.15"),
         ("massive_channels", lambda out: (out[0] * 0, *out[1:]), r"index, .* not distinct"),
+        ("cosine_argmax", lambda out: (out[0], nudged(out[1], -1e-3)), r"cosine_argmax: score, shape \(1, 3\)"),
+        ("cosine_argmax", lambda out: ((out[0] + 1) % 6, out[1]), r"cosine_argmax: score at the chosen key"),
+        ("cosine_argmax", lambda out: (out[0] - 6, out[1]), r"cosine_argmax: index, .* outside the 6 keys"),
+        ("cosine_topk", lambda out: (out[0].flip(-1), out[1]), r"cosine_topk: score at the chosen key"),
+        ("cosine_topk", lambda out: (out[0][..., :1].expand(-1, -1, 2), out[1]), r"cosine_topk: score at the chosen"),
+        ("mutual_nearest", lambda out: (out[0], (out[1] + 1) % 3, *out[2:]), r"mutual_nearest: score at the chosen"),
+        ("mutual_nearest", lambda out: (*out[:2], ~out[2], *out[3:]), r"mutual, .* not what index_ab and index_ba say"),
+        ("mutual_nearest", lambda out: (*out[:4], nudged(out[4], 1e-3)), r"mutual_nearest: score, shape \(1, 6\)"),
+        ("propagate_topk", lambda out: (nudged(out[0], 1e-3), *out[1:]), r"propagate_topk: labels over the largest"),
+        ("propagate_topk", lambda out: (*out[:2], nudged(out[2], 1e-3)), r"propagate_topk: cosine, shape \(6, 2\)"),
+        ("propagate_topk", lambda out: (out[0], (out[1] + 6) % 12, out[2]), r"cosine of the chosen keys"),
+        ("propagate_topk", lambda out: (out[0], out[1] * 0, out[2]), r"index, .* not distinct keys of its window"),
+        ("propagate_topk", lambda out: (out[0], out[1] + 12, out[2]), r"index, .* not distinct keys of its window"),
         ("upsampled_planes", lambda planes: nudged(planes, 0.1), r"upsampled_planes: planes"),
         ("upsampled_argmax", lambda out: (out[0], nudged(out[1], -1e-3)), r"upsampled_argmax: score, shape \(2,\)"),
         ("upsampled_argmax", lambda out: ((out[0] + 4) % 9, out[1]), r"upsampled_argmax: score at the chosen pixel"),
@@ -184,6 +218,14 @@ def test_a_fault_in_a_kernel_is_found(monkeypatch, counts, op, change, message):
         ("adaln", "adaln", "_adaln_kernel", {"BLOCK_D": 8}),  # half of each row
         ("massive_channels", "channels", "_partial_kernel", {"D": 8}),
         ("massive_channels", "channels", "_rank_kernel", {"D": 8}),
+        ("cosine_argmax", "nearest", "_prepare_kernel", {"D": 8}),
+        ("cosine_argmax", "nearest", "_argmax_kernel", {"D": 8}),
+        ("mutual_nearest", "nearest", "_argmax_kernel", {"BLOCK_QUERIES": 2}),  # a program for 64 sees two
+        ("cosine_topk", "nearest", "_topk_kernel", {"D": 8}),
+        ("cosine_topk", "nearest", "_merge_kernel", {"K": 1}),
+        ("propagate_topk", "propagate", "_choose_kernel", {"D": 8}),
+        ("propagate_topk", "propagate", "_choose_kernel", {"TOPK": 1}),
+        ("propagate_topk", "propagate", "_blend_kernel", {"BLOCK_CLASSES": 1}),
         ("upsampled_planes", "upsampled", "_planes_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_coarse_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_argmax_kernel", {"BLOCK_Y": 1}),  # a quarter of the rows
@@ -248,6 +290,11 @@ EVERY_OP = """
     assert k.adaln(x, None, None).shape == (2, 5, 8)
     assert k.adaln_with_inverse_norm(x, None, None, ensemble=2)[1].shape == (1, 5)
     assert k.massive_channels(x, 3)[0].shape == (3,)
+    assert k.cosine_argmax(x, x)[0].shape == (2, 5)
+    assert k.cosine_topk(key, key, 3)[1].shape == (6, 3)
+    assert k.mutual_nearest(key, key).mutual.all()
+    near = {{"radius": 1, "topk": 2, "temperature": 0.1}}
+    assert k.propagate_topk(key, key[None], torch.ones(1, 3, 6), (2, 3), **near).shape == (3, 6)
     planes = k.upsampled_planes(key, (2, 3))
     assert k.upsampled_argmax(key, key, (2, 3), (9, 9), planes=planes)[0].shape == (6, 2)
     assert k.upsampled_argmax_batch(key, key, [0, 6], [(2, 3)], [(9, 9)])[0].shape == (6, 2)

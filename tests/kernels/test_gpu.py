@@ -8,6 +8,7 @@ import torch
 from ditf_kernels import (
     adaln_with_inverse_norm,
     massive_channels,
+    propagate_topk,
     upsampled_argmax,
     upsampled_argmax_batch,
     upsampled_planes,
@@ -47,6 +48,17 @@ def test_massive_channels(width, dtype):
     for view in (x, x[:, 512:], x.transpose(0, 1), x[0].T.contiguous().T):
         index, _, _ = massive_channels(view, 10, backend="verify")
         assert index[:2].sort().values.tolist() == [154, 1000]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "topk", "global_frames"), [(768, 5, 0), (1152, 15, 1), (3072, 32, 0)])
+def test_label_propagation(width, topk, global_frames, dtype):
+    cells = 41 * 53
+    query, keys = random(cells, width, dtype=dtype), random(3, cells, width, dtype=dtype)
+    keys[1, 100:110] = torch.nan
+    arguments = {"radius": 12, "topk": topk, "temperature": 0.1, "global_frames": global_frames}
+    out = propagate_topk(query, keys, random(3, 19, cells), (41, 53), **arguments, backend="verify")
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,6 +21,13 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "channels, partial bf16 1152": 128,
     "channels, magnitude": 64,
     "channels, rank": 128,
+    "propagate, choose bf16": 255,
+    "propagate, choose fp16 1152, k = 15": 255,
+    "propagate, choose fp16, k = 32": 255,
+    "propagate, choose fp32": 128,
+    "propagate, choose fp32 x fp16": 168,
+    "propagate, blend": 168,
+    "propagate, blend fp16": 168,
     "planes fp16": 96,
     "planes fp32": 112,
     "coarse fp32 x fp16": 128,
@@ -65,3 +72,10 @@ def test_rows_are_copied_sixteen_bytes_at_a_time(report, case):
     assert copies.keys() == {"16"}
     assert copies["16"] >= 4
     assert not report[case]["loads"]  # nothing past the copies
+
+
+@pytest.mark.parametrize("case", [case for case in REGISTERS if case.startswith("propagate, choose")])
+def test_half_precision_products_run_on_the_tensor_cores(report, case):
+    assert (report[case]["wgmma"] > 0) == ("fp32" not in case)
+    if "fp32" not in case:
+        assert report[case]["copies"].keys() == {"16"}  # operands reach shared memory sixteen bytes at a time

@@ -118,8 +118,8 @@ def _dots(
     WIDEN: tl.constexpr,
 ):
     """(BLOCK_QUERIES, BLOCK_KEYS) float32. Rows beyond the end repeat the last one: loads need no masks for them."""
-    query = tl.minimum(first_query + tl.arange(0, BLOCK_QUERIES), n_queries - 1)
-    key = tl.minimum(first_key + tl.arange(0, BLOCK_KEYS), n_keys - 1)
+    query = tl.minimum(first_query + tl.arange(0, BLOCK_QUERIES).to(tl.int64), n_queries - 1)
+    key = tl.minimum(first_key + tl.arange(0, BLOCK_KEYS).to(tl.int64), n_keys - 1)
     query_row = (query_ptr + query * stride_query_row)[:, None]
     key_row = (key_ptr + key * stride_key_row)[None, :]
     dots = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)

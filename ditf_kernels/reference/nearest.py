@@ -142,8 +142,7 @@ def cosine_at(
     pair = torch.arange(len(query), device=query.device)[:, None, None]
     rows = query[:, :, None].to(dtype).masked_fill(missing[..., None], 0.0)  # (B, N, k, D)
     keys = key[pair, named].to(dtype).masked_fill(missing[..., None], 0.0)
-    factors = norms[0][:, :, None] * norms[1][pair, named]
-    score = (rows * keys).sum(-1) * factors.masked_fill(missing, 0.0)
+    score = (rows * keys).sum(-1) * norms[0][:, :, None].masked_fill(missing, 0.0) * norms[1][pair, named]
     return score.clamp(-1, 1).masked_fill(missing | ~score.isfinite(), torch.nan).reshape(index.shape)
 
 
@@ -229,17 +228,18 @@ def _found(index: Tensor, score: Tensor, inverse_norm: Tensor) -> tuple[Tensor, 
 
 
 def _ranks(scores: Tensor, first: int) -> Tensor:
-    """int64 that rise with the score and, among equal scores, fall with the index of the column: no two are equal."""
-    bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (bits << 32) | (0xFFFFFFFF - first - torch.arange(scores.shape[1], device=scores.device))
+    """int64 that rise with the score and, among equal ones, fall with the column's index; overwrites -0.0 by 0.0."""
+    ranks = scores.add_(0.0).view(torch.int32).to(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
+    ranks ^= (ranks >> 63) & 0x7FFFFFFF  # below zero the bits of a float fall as it rises
+    ranks <<= 32
+    ranks |= 0xFFFFFFFF - first - torch.arange(scores.shape[1], device=scores.device)
+    return ranks
 
 
 def _unranked(ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Index and score; NaN for the lowest int64, which is no rank."""
-    bits = ranks >> 32
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32)
-    return 0xFFFFFFFF - (ranks & 0xFFFFFFFF), bits.view(torch.float32)
+    bits = (ranks >> 32) ^ ((ranks >> 63) & 0x7FFFFFFF)
+    return 0xFFFFFFFF - (ranks & 0xFFFFFFFF), bits.to(torch.int32).view(torch.float32)
 
 
 def _nothing(rows: Tensor, each: tuple[int, ...]) -> tuple[Tensor, Tensor]:

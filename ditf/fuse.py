@@ -126,15 +126,17 @@ def _transformer_of(given: Any) -> nn.Module:
 
 
 def _norms_of(transformer: nn.Module, before: int | None) -> Iterator[tuple[str, nn.Module, torch.device]]:
-    """Name, norm and device of every norm in the blocks, except those inside attention."""
+    """Name, norm and device of every norm in the blocks, except those inside attention; one they share comes once."""
+    seen: set[int] = set()
     for site in block_sites(transformer):
         if before is not None and site.index >= before:
             continue
         block = unwrap(site.module)
         device = next((p.device for p in block.parameters()), torch.device("cpu"))
-        inside = {id(m) for a in block.modules() if is_attention(a) for m in a.modules()}
+        seen |= {id(m) for attention in block.modules() if is_attention(attention) for m in attention.modules()}
         for name, module in block.named_modules():
-            if "Norm" in type(module).__name__ and not any(module.children()) and id(module) not in inside:
+            if "Norm" in type(module).__name__ and not any(module.children()) and id(module) not in seen:
+                seen.add(id(module))
                 yield f"{site.name}.{name}", module, device
 
 

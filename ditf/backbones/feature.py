@@ -13,8 +13,8 @@ from ditf_kernels.reference import zero_largest
 
 from ..errors import InputError, kernel_errors
 from ..types import Fused, Tapped, backend_of
+from .architectures import Layout
 from .run import BlockInput, run_to_blocks
-from .stacks import Layout
 
 __all__ = ["feature", "tap"]
 

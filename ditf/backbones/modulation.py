@@ -7,17 +7,19 @@ re-entered with tokens of +1 and -1, for which every LayerNorm and RMSNorm is kn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MODULATION", "Modulation", "NormFacts", "modulate", "modulation_of", "norm_facts", "probe"]
+from .rules import MODULATION
 
-Rule = Callable[[Any, Mapping[str, Any]], tuple[Tensor | None, Tensor | None]]
-"""(block, its call's arguments) -> shift, scale; each (B, 1|S, D) or None."""
+__all__ = ["Modulation", "NormFacts", "modulate", "modulation_of", "norm_facts", "probe"]
+
+_AROUND_ONE = ("Krea2RMSNorm", "QwenImage21ZeroCenterRMSNorm")
+"""Norms that multiply by 1 + their weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,43 +41,22 @@ class Modulation:
     scale: Tensor | None
 
 
-def _from_linear(norm_name: str) -> Rule:
-    """AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX: ``linear(silu(temb))`` starts shift, scale."""
+def modulation_of(block: nn.Module, call: Mapping[str, Any], norm: nn.Module, tokens: Tensor) -> Modulation | None:
+    """From the table; None for a block class without a row.
 
-    def rule(block: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        norm, width = getattr(block, norm_name), call["hidden_states"].shape[-1]
-        parts = norm.linear(norm.silu(call["temb"]))[:, None]
-        return parts[..., :width], parts[..., width : 2 * width]
-
-    return rule
-
-
-def _from_table(block: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """``BasicTransformerBlock`` with ada_norm_single: a table of the block plus the model's own timestep projection."""
-    if block.norm_type != "ada_norm_single":
-        raise LookupError(block.norm_type)
-    table = block.scale_shift_table[None] + call["timestep"].reshape(call["hidden_states"].shape[0], 6, -1)
-    return table[:, 0:1], table[:, 1:2]
-
-
-MODULATION: dict[str, Rule] = {
-    "FluxTransformerBlock": _from_linear("norm1"),
-    "FluxSingleTransformerBlock": _from_linear("norm"),
-    "JointTransformerBlock": _from_linear("norm1"),
-    "BasicTransformerBlock": _from_table,
-}
-
-
-def modulation_of(block: nn.Module, call: Mapping[str, Any], norm: nn.Module) -> Modulation | None:
-    """From the table; None for a block class without a row."""
+    Args:
+        call: arguments of the block.
+        norm: its first norm.
+        tokens: (B, S, D) what entered it.
+    """
     rule = next((MODULATION[c.__name__] for c in type(block).__mro__ if c.__name__ in MODULATION), None)
     if rule is None:
         return None
     try:
-        shift, scale = rule(block, call)
+        shift, scale = rule(block, call, tokens)
     except LookupError:  # a variant of the class that the row does not describe
         return None
-    return Modulation(norm_facts(norm), shift, scale)
+    return Modulation(_at(tokens.device, norm), shift, scale)
 
 
 def probe(reenter: Callable[[Tensor], Tensor], norm: nn.Module, tokens: Tensor) -> Modulation:
@@ -86,10 +67,13 @@ def probe(reenter: Callable[[Tensor], Tensor], norm: nn.Module, tokens: Tensor) 
     apart. Affine parameters of the norm end up in the result, so its own norm is plain.
 
     Args:
-        reenter: runs the block with these tokens (B, S, D) in place of its first norm's input and returns what its
-            first attention gets.
+        reenter: runs the block with these tokens in place of its first norm's input and returns what its first
+            attention gets, (B, S, D).
         norm: the block's first norm.
-        tokens: (B, S, D) what entered it: the shape to probe with.
+        tokens: what entered it, (B, S, D) or (S, B, D): the shape to probe with.
+
+    Returns:
+        The modulation of the tokens that the attention gets.
     """
     sign = tokens.new_ones(tokens.shape[-1])
     sign[1::2] = -1
@@ -120,15 +104,39 @@ def modulate(tokens: Tensor, modulation: Modulation) -> Tensor:
 
 def norm_facts(norm: nn.Module) -> NormFacts:
     """Kind, eps and affine parameters of the plain norm inside an AdaLN module."""
-    while isinstance(inner := getattr(norm, "norm", None), nn.Module):
-        norm = inner
-    eps = getattr(norm, "eps", None)
+    norm = _plain(norm)
+    eps, weight = getattr(norm, "eps", None), getattr(norm, "weight", None)
+    if weight is not None and any(c.__name__ in _AROUND_ONE for c in type(norm).__mro__):
+        weight = 1 + weight
     return NormFacts(
         kind="rms" if "RMS" in type(norm).__name__ else "layer",
         eps=torch.finfo(torch.float32).eps if eps is None else float(eps),
-        weight=getattr(norm, "weight", None),
+        weight=weight,
         bias=getattr(norm, "bias", None),
     )
+
+
+def _plain(norm: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(norm, "norm", None) or getattr(norm, "norm_x", None), nn.Module):
+        norm = inner
+    return norm
+
+
+def _at(device: torch.device, norm: nn.Module) -> NormFacts:
+    """The facts with their tensors on this device, also where offloading keeps them elsewhere."""
+    facts = norm_facts(norm)
+    if facts.weight is None or facts.weight.device == device:
+        return facts
+    if not facts.weight.is_meta:
+        return replace(
+            facts, weight=facts.weight.to(device), bias=None if facts.bias is None else facts.bias.to(device)
+        )
+    # only the norm itself can fetch its parameters: (+1, -1, ...) is itself after both norms, up to eps
+    sign = torch.ones(1, facts.weight.numel(), device=device)
+    sign[:, 1::2] = -1
+    plus, minus = (_plain(norm)(row)[0].float() for row in (sign, -sign))
+    weight = (plus - minus) / 2 * sign[0] * (1 + facts.eps) ** 0.5
+    return replace(facts, weight=weight, bias=None if facts.bias is None else (plus + minus) / 2)
 
 
 def _narrow(vector: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
+from .architectures import Layout
 from .capture import Capture, exclusive, reenter, run_until
+from .layouts import image_tokens, refuse_reordering, rows_first
 from .modulation import Modulation, modulate, modulation_of, probe
-from .stacks import BlockSite, Layout, block_sites, image_tokens, pick, unwrap
+from .stacks import BlockSite, block_sites, pick, unwrap
 
 __all__ = ["BlockInput", "run_to_blocks"]
 
@@ -71,41 +73,49 @@ def run_to_blocks(
         InputError: a block out of range, a grid that does not fit, an unknown layout.
         ModelError: no blocks found, a block never reached, or a formula the model disagrees with.
     """
-    core, count = unwrap(transformer), _token_count(grid)
+    core, grid = unwrap(transformer), _checked_grid(grid)
     sites = block_sites(core, layout)
     chosen = [pick(sites, block, type(core).__name__) for block in blocks]
     if not chosen:
         raise InputError.of("blocks", list(blocks), "at least one block index")
+    refuse_reordering(inputs)
     with exclusive(core):
         captures = [Capture(site, to_attention=site.module not in _checked) for site in chosen]
         run_until(core, captures, inputs)
-        return {capture.site.index: _block_input(capture, count, inputs) for capture in captures}
+        return {capture.site.index: _block_input(capture, grid, inputs) for capture in captures}
 
 
-def _block_input(capture: Capture, count: int, inputs: Mapping[str, Any]) -> BlockInput:
-    site, call, all_tokens, norm = capture.site, capture.call, capture.tokens, capture.norm
-    if all_tokens is None or norm is None:
+def _block_input(capture: Capture, grid: tuple[int, ...], inputs: Mapping[str, Any]) -> BlockInput:
+    site, call, seen, norm = capture.site, capture.call, capture.tokens, capture.norm
+    if seen is None or norm is None:
         raise AssertionError("run_until fills both or raises")
-    tokens = image_tokens(all_tokens, site, count, call, inputs)
-    found = modulation_of(unwrap(site.module), call, norm)
+    count, frames = math.prod(grid), grid[0] if len(grid) == 3 else 1
+
+    def of_image(values: Tensor, of_attention: bool) -> Tensor:
+        rows = rows_first(values, site.stack, frames, of_attention=of_attention)
+        return image_tokens(rows, site, count, call, inputs, of_attention=of_attention)
+
+    def vector(values: Tensor | None, of_attention: bool) -> Tensor | None:
+        if values is None or values.shape[1] > 1:
+            return values if values is None else of_image(values, of_attention)
+        return values[::frames] if site.stack.frames_in_batch and len(values) > 1 else values
+
+    all_tokens = seen.transpose(0, 1) if site.stack.sequence_first else seen
+    found = modulation_of(unwrap(site.module), call, norm, all_tokens)
+    probed = found is None
     if found is None:
-        found = probe(lambda probing: _attention_input(capture, probing), norm, all_tokens)
-
-    def of_image(vector: Tensor | None) -> Tensor | None:
-        if vector is None or vector.shape[1] == 1:
-            return vector
-        return image_tokens(vector, site, count, call, inputs)
-
-    modulation = Modulation(found.norm, of_image(found.shift), of_image(found.scale))
+        found = probe(lambda probing: _attention_input(capture, probing), norm, seen)
+    modulation = Modulation(found.norm, vector(found.shift, probed), vector(found.scale, probed))
+    tokens = of_image(seen, of_attention=False)
     if capture.modulated is not None:
-        _check(site, tokens, modulation, image_tokens(capture.modulated, site, count, call, inputs))
+        _check(site, tokens, modulation, of_image(capture.modulated, of_attention=True))
     n = modulation.norm
     return BlockInput(tokens, modulation.shift, modulation.scale, n.kind, n.eps, n.weight, n.bias)
 
 
 def _attention_input(capture: Capture, tokens: Tensor) -> Tensor:
     seen = reenter(capture, tokens)
-    if seen.shape != tokens.shape:
+    if seen.ndim != 3 or seen.shape[-1] != tokens.shape[-1]:
         raise ModelError(
             f"block {capture.site.index} ({type(capture.site.module).__name__}): its norm gets tokens of shape "
             f"{tuple(tokens.shape)} and its attention {tuple(seen.shape)}; this class needs a row in MODULATION"
@@ -135,8 +145,8 @@ def _check(site: BlockSite, tokens: Tensor, modulation: Modulation, seen: Tensor
     _checked.add(site.module)
 
 
-def _token_count(grid: Sequence[int]) -> int:
+def _checked_grid(grid: Sequence[int]) -> tuple[int, ...]:
     sides = tuple(grid) if isinstance(grid, Sequence) else (grid,)
     if len(sides) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in sides):
         raise InputError.of("grid", grid, "(h, w) or (t, h, w) of at least 1")
-    return math.prod(sides)
+    return sides

@@ -310,7 +310,7 @@ def test_subclass_inherits_its_parents_row():
 
 def test_a_wrong_formula_is_noticed(monkeypatch: pytest.MonkeyPatch):
     right = MODULATION["FluxSingleTransformerBlock"]
-    monkeypatch.setitem(MODULATION, "FluxSingleTransformerBlock", lambda block, call: right(block, call)[::-1])
+    monkeypatch.setitem(MODULATION, "FluxSingleTransformerBlock", lambda *seen: right(*seen)[::-1])
     with pytest.raises(ModelError, match=r"block 3 .* differs .* by \d.*allowed 0\.0001.*report"):
         tap(tiny.flux(), 3, tiny.flux_inputs(), grid=GRID)
 

@@ -19,14 +19,17 @@ matrix product measured in the same run, never with a data sheet.
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
 import functools
+import gc
 import itertools
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -114,8 +117,8 @@ def measure(
         graph: False for a function that waits for the GPU or copies from the CPU; it is timed call by call, launches
             and synchronisation included, and the row says so. So is one whose capture fails.
         rounds: of a slow rival; 1 runs it once, without warm-up.
-        extrapolate: only 1/n of the work was run; ``fixed_seconds`` of a call do not grow with the work. The row says
-            so and shows fixed + n * (measured - fixed).
+        extrapolate: only 1/n of the work is run, after ``fixed_seconds`` of work that does not grow with n and was
+            timed by :func:`seconds`. The row says so and shows fixed + n * measured.
         facts: more of what the row should say, of plain types.
     """
     facts = {"provider": provider, "device": DEVICE, "bytes": bytes, "flops": flops, **facts}
@@ -146,7 +149,10 @@ def _on_cpu(benchmark, function, make_inputs, graph, rounds, facts) -> Any:
     inputs = make_inputs()
     facts |= {"timed": "call", "threads": torch.get_num_threads()}
     if rounds == 1:
-        return benchmark.pedantic(function, inputs, rounds=1)
+        result, facts["peak_mb"] = _with_peak(lambda: benchmark.pedantic(function, inputs, rounds=1))
+        return result
+    function(*inputs)  # loads code, fills caches
+    facts["peak_mb"] = _with_peak(lambda: function(*inputs))[1]
     once = _best_seconds(lambda: function(*inputs), repeats=2)
     iterations = max(1, int(1e-3 / once))
     rounds = rounds or min(max(int(CPU_SECONDS / (once * iterations)), 3), 100)
@@ -159,7 +165,8 @@ def _on_cpu(benchmark, function, make_inputs, graph, rounds, facts) -> Any:
 def _on_cuda(benchmark, function, make_inputs, graph, rounds, facts) -> Any:
     first = make_inputs()
     sets, facts["cold"] = _rotation(first, make_inputs)
-    result = function(*first)  # compiles
+    function(*first)  # compiles
+    result, facts["peak_mb"] = _with_peak(lambda: function(*first))
     if rounds != 1:
         for inputs in itertools.islice(itertools.cycle(sets), 3):
             function(*inputs)
@@ -185,7 +192,7 @@ def _rotation(first: tuple[Any, ...], make_inputs: Callable[[], tuple[Any, ...]]
     """Sets of inputs of more than three L2 caches in all, and whether they are."""
     size = sum(t.nbytes for t in _tensors(first))
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    wanted = 3 * cache // max(size, 1) + 1
+    wanted = 3 * cache // max(size, 1) + 1  # inputs alone: results rotate besides
     sets = [first, *(make_inputs() for _ in range(min(wanted, CALLS) - 1))]
     addresses = [max(_tensors(inputs), key=lambda t: t.nbytes).data_ptr() for inputs in sets if size]
     if len(set(addresses)) < len(addresses):
@@ -196,6 +203,8 @@ def _rotation(first: tuple[Any, ...], make_inputs: Callable[[], tuple[Any, ...]]
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
     elif isinstance(tree, (list, tuple)):
         yield from itertools.chain.from_iterable(map(_tensors, tree))
     elif dataclasses.is_dataclass(tree):
@@ -265,10 +274,50 @@ def _call_us(function: Callable[..., Any], sets: list[tuple[Any, ...]], bursts: 
     return sorted(times)[bursts // 2] * 1e6
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _with_peak(call: Callable[[], Any]) -> tuple[Any, float | None]:
+    """What a call returns, and the MB by which memory grew meanwhile at most, results included.
+
+    On CUDA that of the allocator, else of this process (Linux; None where it cannot be known).
+    """
+    if GPU:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        return result, (torch.cuda.max_memory_allocated() - before) / 2**20
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory freed before would be taken unseen
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = _resident_kb("VmRSS")
+    except (OSError, AttributeError):
+        return call(), None
+    result = call()
+    return result, max(0, _resident_kb("VmHWM") - before) / 1024
+
+
+def _resident_kb(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
 # --- the device ------------------------------------------------------------------------------------------------------
 
 
 _matrix_rates: dict[torch.dtype, float] = {}
+
+
+def seconds(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What one call returns, and how long it took."""
+    _synchronise()
+    start = time.perf_counter()
+    result = call()
+    _synchronise()
+    return result, time.perf_counter() - start
 
 
 @functools.cache
@@ -290,14 +339,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def _best_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        _synchronise()
-        start = time.perf_counter()
-        call()
-        _synchronise()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min([seconds(call)[1] for _ in range(repeats + 1)][1:])
 
 
 def _synchronise() -> None:

@@ -1,9 +1,12 @@
-"""Rivals of ``match_points``: what published evaluators do to find one point in another image.
+"""Rivals of the matchers: what published evaluators do to find the points of one picture in another.
 
-All take (1, D, h, w) maps, (H, W) sizes and (K, 2) integer points and return (K, 2) predictions (x, y).
+The ``find_*`` take queries (K, D), one target map (1, D, h, w) and its image size; the protocols take the source's map
+and (K, 2) integer points instead of queries. All return (K, 2) predictions (x, y) and compute in the dtype of the maps.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,36 +14,94 @@ from torch import Tensor
 
 Size = tuple[int, int]
 
+# --- from queries ----------------------------------------------------------------------------------------------------
+
+
+def find_per_point(query: Tensor, target: Tensor, size: Size) -> Tensor:
+    """Upsample the target to its image, then normalise all of its pixels for every point again: the reference code."""
+    return find_per_point_in(query, upsample(target, size))
+
+
+def find_per_point_in(query: Tensor, pixels: Tensor) -> Tensor:
+    """The same in a map (1, D, H, W) that has been upsampled."""
+    found = [(F.normalize(q, dim=0) @ F.normalize(pixels.flatten(2), dim=1)[0]).argmax() for q in query]
+    return _xy(torch.stack(found), pixels.shape[3])
+
+
+def find_normalise_once(query: Tensor, target: Tensor, size: Size) -> Tensor:
+    """The same with the pixels normalised once for all points."""
+    pixels = F.normalize(upsample(target, size).flatten(2), dim=1)[0]  # (D, H * W)
+    return _xy((F.normalize(query, dim=1) @ pixels).argmax(1), size[1])
+
+
+def find_upsampled_dots(query: Tensor, target: Tensor, size: Size) -> Tensor:
+    """Low-resolution cosines, upsampled: as cheap as ours, but not the same answer."""
+    cosine = F.normalize(query, dim=1) @ F.normalize(target[0].flatten(1), dim=0)  # (K, h * w)
+    scores = upsample(cosine.view(1, len(query), *target.shape[2:]), size)
+    return _xy(scores[0].flatten(1).argmax(1), size[1])
+
+
+def upsample(features: Tensor, size: Size) -> Tensor:
+    return F.interpolate(features, size, mode="bilinear")
+
+
+def _xy(index: Tensor, width: int) -> Tensor:
+    return torch.stack([index % width, index // width], 1)
+
+
+# --- from points -----------------------------------------------------------------------------------------------------
+
 
 def reference(source: Tensor, target: Tensor, sizes: tuple[Size, Size], points: Tensor) -> Tensor:
-    """The reference protocol: upsample both maps to their images, then normalise and compare per keypoint."""
-    source = F.interpolate(source, sizes[0], mode="bilinear")
-    target = F.interpolate(target, sizes[1], mode="bilinear")
-    found = []
-    for x, y in points.tolist():
-        query = F.normalize(source[0, :, y, x], dim=0)  # (D,)
-        pixels = F.normalize(target.flatten(2), dim=1)[0]  # (D, H * W), for every keypoint again
-        found.append((query @ pixels).argmax())
-    return _xy(torch.stack(found), sizes[1])
+    """Both maps upsampled to their images, then normalised and compared per point."""
+    return find_per_point(at_pixels(upsample(source, sizes[0]), points), target, sizes[1])
 
 
 def normalise_once(source: Tensor, target: Tensor, sizes: tuple[Size, Size], points: Tensor) -> Tensor:
-    """The same with the target normalised once for all keypoints."""
-    source = F.interpolate(source, sizes[0], mode="bilinear")
-    pixels = F.normalize(F.interpolate(target, sizes[1], mode="bilinear").flatten(2), dim=1)[0]  # (D, H * W)
-    query = F.normalize(source[0, :, points[:, 1], points[:, 0]], dim=0)  # (D, K)
-    return _xy((query.T @ pixels).argmax(1), sizes[1])
+    """The same with the target normalised once."""
+    return find_normalise_once(at_pixels(upsample(source, sizes[0]), points), target, sizes[1])
 
 
 def upsampled_dots(source: Tensor, target: Tensor, sizes: tuple[Size, Size], points: Tensor) -> Tensor:
-    """Low-resolution cosines, upsampled: as cheap as ours, but not the same answer."""
-    size = sizes[0]
-    grid = (points + 0.5) / torch.tensor([size[1], size[0]]) * 2 - 1
-    query = F.grid_sample(source, grid[None, None].float(), padding_mode="border", align_corners=False)[0, :, 0].T
-    cosine = F.normalize(query, dim=1) @ F.normalize(target[0].flatten(1), dim=0)  # (K, h * w)
-    scores = F.interpolate(cosine.view(1, len(points), *target.shape[2:]), sizes[1], mode="bilinear")
-    return _xy(scores[0].flatten(1).argmax(1), sizes[1])
+    """Neither map upsampled."""
+    (height, width), points = sizes[0], points.to(source.device)
+    grid = (points + 0.5) / torch.tensor([width, height], device=source.device) * 2 - 1
+    query = F.grid_sample(source, grid[None, None].to(source), padding_mode="border", align_corners=False)
+    return find_upsampled_dots(query[0, :, 0].T, target, sizes[1])
 
 
-def _xy(index: Tensor, size: Size) -> Tensor:
-    return torch.stack([index % size[1], index // size[1]], 1)
+def at_pixels(pixels: Tensor, points: Tensor) -> Tensor:
+    """(K, D) of (1, D, H, W)."""
+    return pixels[0][:, points[:, 1], points[:, 0]].T
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two maps (1, D, h, w) of images of one size (H, W), and points (K, 2) on the CPU."""
+
+    source: Tensor
+    target: Tensor
+    size: Size
+    points: Tensor
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, tuple[Size, Size], Tensor]:
+        """Of a protocol."""
+        return self.source, self.target, (self.size, self.size), self.points
+
+
+def make_pair(channels: int, grid: Size, size: Size, points: int, device: str, dtype: torch.dtype) -> Pair:
+    """Smooth random maps, the target a noisy copy of the source: arguments of the maximum are well apart."""
+    coarse = torch.randn(1, channels, grid[0] // 4 + 1, grid[1] // 4 + 1, device=device)
+    source = F.interpolate(coarse, grid, mode="bicubic")
+    target = source.roll(5, 3) + 0.3 * torch.randn(source.shape, device=device)
+    x, y = torch.randint(0, size[1], (points,)), torch.randint(0, size[0], (points,))
+    return Pair(source.to(dtype), target.to(dtype), size, torch.stack([x, y], 1))
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Equal predictions; on a GPU, whose products add up in another order, at most one pixel apart."""
+    return int((found.long() - expected.long()).abs().max()) <= (0 if found.device.type == "cpu" else 1)

@@ -44,23 +44,22 @@ def make_row(benchmark: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_us(measured: float, info: dict[str, Any]) -> float:
-    """Microseconds of the whole work: what was measured, or its extrapolation where only 1/n of the work was run."""
-    fixed = info.get("fixed_us", 0.0)
-    return fixed + info.get("extrapolate", 1) * (measured - fixed)
+    """Microseconds of the whole work: what was measured, extrapolated where only 1/n of the work was run."""
+    return info.get("fixed_us", 0.0) + info.get("extrapolate", 1) * measured
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Lines: per group its providers, fastest first, and how many times as long as ours each takes."""
+    """Lines: per group its providers, fastest first; "/ ours" is how many times our time each takes."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
     lines = []
     for group, members in groups.items():
         ours = next((row["us"] for row in members if row["provider"] == OURS), None)
-        cells = [["", "median", "/ ours", "of limit", "CPU per call", ""]]
+        cells = [["", "median", "/ ours", "of limit", "CPU per call", "memory", ""]]
         cells += [_cells(row, ours) for row in sorted(members, key=lambda row: row["us"])]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += ["", group]
@@ -75,7 +74,8 @@ def _cells(row: dict[str, Any], ours: float | None) -> list[str]:
     ratio = "" if ours is None else f"{row['us'] / ours:.2f}"
     percent = f"{info['percent_of_limit']:.0f}% {info['limit']}" if "percent_of_limit" in info else ""
     call = f"{info['call_us']:.1f} us" if "call_us" in info else ""
-    return [row["provider"], duration(row["us"]), ratio, percent, call, "; ".join(_notes(info))]
+    memory = f"{info['peak_mb']:.1f} MB" if info.get("peak_mb") is not None else ""
+    return [row["provider"], duration(row["us"]), ratio, percent, call, memory, "; ".join(_notes(info))]
 
 
 def _notes(info: dict[str, Any]) -> Iterable[str]:

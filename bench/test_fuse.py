@@ -40,7 +40,8 @@ def transformer() -> Any:
 
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        return FluxTransformer2DModel(**CONFIG).to(dtype=DTYPE).eval()
+        model: Any = FluxTransformer2DModel(**CONFIG)
+    return model.to(DTYPE).eval()
 
 
 def make_inputs() -> tuple[Tensor, ...]:

@@ -12,8 +12,9 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-540} # seconds in all
 RESERVE=15          # of them for the summary
-# Suites by importance, with the most seconds each may take.
-SUITES=(adaln:120 nearest:120 upsampled:60 matching:45 channels:45 propagate:60 fuse:60 truncation:60 dense:60)
+# By importance, with the most seconds each may take. A suite without a file is left out.
+read -ra suites <<<"${SUITES:-adaln:120 nearest:120 upsampled:60 matching:45 channels:45 propagate:60 fuse:60 truncation:60 dense:60}"
+needs_diffusers=" fuse truncation "
 
 out=${OUT:-bench/results}
 mkdir -p "$out"
@@ -32,7 +33,7 @@ say() { echo "$*" | tee -a "$log"; }
 
 stage_ends() { echo "$1 $2 $3 ${4:-}" >>"$work/stages"; } # name, exit status, seconds, note
 
-has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+has() { "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
 
 # run NAME SECONDS COMMAND...: under a limit and what is left of the whole. Interrupted, pytest still writes its reports.
 run() {
@@ -58,13 +59,16 @@ run tests 150 "$PYTHON" -m pytest tests/kernels -m gpu -p no:cacheprovider --con
   --junitxml "$work/tests.xml"
 
 reports=()
-for suite in "${SUITES[@]}"; do
+for suite in "${suites[@]}"; do
   name=${suite%:*}
   file=bench/test_$name.py
   if [[ ! -f $file ]]; then
     continue
   elif ! has pytest_benchmark; then
     stage_ends "$name" 5 0 "not run: pytest-benchmark is missing, put its wheel into .whl/"
+    continue
+  elif [[ $needs_diffusers == *" $name "* ]] && ! has diffusers; then
+    stage_ends "$name" 5 0 "not run: diffusers is missing, put its wheel into .whl/"
     continue
   fi
   reports+=("$work/$name.json")

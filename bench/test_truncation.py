@@ -38,8 +38,8 @@ def transformer() -> torch.nn.Module:
 
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = FluxTransformer2DModel(**CONFIG)
-    model = model.to(dtype=DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
+        model: Any = FluxTransformer2DModel(**CONFIG)
+    model.to(DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.normal_(0, 0.02)
     return model

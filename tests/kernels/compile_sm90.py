@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from ditf_kernels._triton import adaln, channels, propagate, upsampled
+from ditf_kernels._triton import adaln, channels, nearest, propagate, upsampled
 
 
 def compiled(kernel, types, constants, options):
@@ -109,6 +109,29 @@ def blend_case(labels="fp32", **flags):
     return compiled(propagate._blend_kernel, types, constants, options)
 
 
+def nearest_case(name, query="fp16", key=None, width=3072, tile=None, **flags):
+    kernel, key = getattr(nearest, f"_{name}_kernel"), key or query
+    types = {
+        "query_ptr": f"*{query}", "key_ptr": f"*{key}", "query_inverse_ptr": "*fp32", "key_inverse_ptr": "*fp32",
+        "query_mask_ptr": "*u8", "key_mask_ptr": "*u8", "query_best_ptr": "*i64", "key_best_ptr": "*i64",
+        "best_ptr": "*i64", "inverse_ptr": "*fp32", "other_index_ptr": "*i64", "index_ptr": "*i64",
+        "score_ptr": "*fp32", "mutual_ptr": "*i1",
+    }  # fmt: skip
+    table, options = split(tile.options() if tile else getattr(nearest, name.upper()))
+    rows = ("query_inverse", "key_inverse", "query_mask", "key_mask", "inverse")
+    constants = {
+        **table, "D": width, "GROUP": nearest.GROUP, "WIDEN": "fp32" in (query, key), "stride_query_channel": 1,
+        "stride_key_channel": 1, **{f"stride_{of}_row": 1 for of in rows}, **flags,
+    }  # fmt: skip
+    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+    return compiled(kernel, types, constants, options)
+
+
+LARGE, SQUARE, SMALL = nearest.HALF
+ROWS_ONLY = {"key_best_ptr": None, "query_mask_ptr": None, "key_mask_ptr": None}
+WITHOUT_MASKS = {"query_mask_ptr": None, "key_mask_ptr": None}
+
+
 def upsampled_case(name, query="fp32", key="fp16", width=3072, **flags):
     kernel = getattr(upsampled, f"_{name}_kernel")
     types = {
@@ -140,6 +163,23 @@ CASES = {
     "propagate, choose fp32 x fp16": lambda: choose_case("fp32", "fp16"),
     "propagate, blend": lambda: blend_case(),
     "propagate, blend fp16": lambda: blend_case("fp16"),
+    "nearest, argmax 128 x 256 fp16": lambda: nearest_case("argmax", tile=LARGE, **ROWS_ONLY),
+    "nearest, argmax 128 x 128 bf16 1152": lambda: nearest_case("argmax", "bf16", None, 1152, SQUARE, **ROWS_ONLY),
+    "nearest, argmax 64 x 128 fp16": lambda: nearest_case("argmax", tile=SMALL, **ROWS_ONLY),
+    "nearest, mutual 128 x 256 fp16": lambda: nearest_case("argmax", tile=LARGE, **WITHOUT_MASKS),
+    "nearest, mutual 128 x 256 bf16 2432, masked": lambda: nearest_case("argmax", "bf16", None, 2432, LARGE),
+    "nearest, mutual 128 x 128 fp16, masked": lambda: nearest_case("argmax", tile=SQUARE),
+    "nearest, mutual 64 x 128 fp16, masked": lambda: nearest_case("argmax", tile=SMALL),
+    "nearest, mutual fp32, masked": lambda: nearest_case("argmax", "fp32", tile=nearest.FLOAT32[0]),
+    "nearest, argmax fp32 x fp16": lambda: nearest_case("argmax", "fp32", "fp16", tile=nearest.FLOAT32[0], **ROWS_ONLY),
+    "nearest, topk 128 x 128 fp16, k = 8": lambda: nearest_case("topk", tile=SQUARE, KEEP=8),
+    "nearest, topk 128 x 128 bf16 1536, k = 16": lambda: nearest_case("topk", "bf16", None, 1536, SQUARE, KEEP=16),
+    "nearest, topk 64 x 128 fp16, k = 16": lambda: nearest_case("topk", tile=SMALL, KEEP=16),
+    "nearest, topk fp32, k = 16": lambda: nearest_case("topk", "fp32", tile=nearest.FLOAT32_TOPK[0], KEEP=16),
+    "nearest, prepare fp16": lambda: nearest_case("prepare"),
+    "nearest, prepare fp32": lambda: nearest_case("prepare", "fp32"),
+    "nearest, decode": lambda: nearest_case("decode"),
+    "nearest, merge": lambda: nearest_case("merge", K=16, BLOCK_ROWS=8, BLOCK_WIDTH=128),
     "planes fp16": lambda: upsampled_case("planes"),
     "planes fp32": lambda: upsampled_case("planes", key="fp32"),
     "coarse fp32 x fp16": lambda: upsampled_case("coarse", WIDEN=True),

@@ -7,7 +7,10 @@ import torch
 
 from ditf_kernels import (
     adaln_with_inverse_norm,
+    cosine_argmax,
+    cosine_topk,
     massive_channels,
+    mutual_nearest,
     propagate_topk,
     upsampled_argmax,
     upsampled_argmax_batch,
@@ -59,6 +62,37 @@ def test_label_propagation(width, topk, global_frames, dtype):
     arguments = {"radius": 12, "topk": topk, "temperature": 0.1, "global_frames": global_frames}
     out = propagate_topk(query, keys, random(3, 19, cells), (41, 53), **arguments, backend="verify")
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [100, 1152, 3072])
+@pytest.mark.parametrize(("batch", "n", "m"), [(1, 4096, 4096), (1, 1600, 1500), (3, 129, 700)])  # every tile size
+def test_nearest_neighbours(batch, n, m, width, dtype):
+    a, b = random(batch, n, width, dtype=dtype), random(batch, m, width, dtype=dtype)
+    b[:, 100:110], b[:, 110:120] = torch.nan, a[:, 50:60]
+    mask = torch.rand(batch, m, device="cuda") < 0.9
+    for query in (a, a.float()):
+        cosine_argmax(query, b, key_mask=mask, backend="verify")
+    cosine_argmax(a.mT.contiguous().mT, b, backend="verify")
+    both = mutual_nearest(a, b, b_mask=mask, backend="verify")
+    again = mutual_nearest(a, b, b_mask=mask, backend="triton")
+    assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(both, again, strict=True))
+    for k in (1, 5, 16):
+        cosine_topk(a, b, k, key_mask=mask, backend="verify")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nearest_neighbours_choose_the_lowest_of_equals(dtype):
+    a, b = (torch.randint(0, 2, (n, 256), device="cuda").to(dtype) * 2 - 1 for n in (700, 4000))
+    b[2000:] = b[:2000]  # every key twice; lengths are 16, cosines exact
+    scores = a.double() @ b.double().T / 256
+    value, index = scores.sort(dim=1, descending=True, stable=True)
+    found = cosine_topk(a, b, 16, backend="triton")
+    assert torch.equal(found[0], index[:, :16])
+    assert torch.equal(found[1].double(), value[:, :16])
+    both = mutual_nearest(a, b, backend="triton")
+    assert torch.equal(both.index_ab, index[:, 0])
+    assert torch.equal(both.index_ba, scores.T.sort(dim=1, descending=True, stable=True).indices[:, 0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -28,6 +28,23 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "propagate, choose fp32 x fp16": 168,
     "propagate, blend": 168,
     "propagate, blend fp16": 168,
+    "nearest, argmax 128 x 256 fp16": 192,
+    "nearest, argmax 128 x 128 bf16 1152": 128,
+    "nearest, argmax 64 x 128 fp16": 128,
+    "nearest, mutual 128 x 256 fp16": 255,
+    "nearest, mutual 128 x 256 bf16 2432, masked": 255,
+    "nearest, mutual 128 x 128 fp16, masked": 208,
+    "nearest, mutual 64 x 128 fp16, masked": 192,
+    "nearest, mutual fp32, masked": 128,
+    "nearest, argmax fp32 x fp16": 240,
+    "nearest, topk 128 x 128 fp16, k = 8": 240,
+    "nearest, topk 128 x 128 bf16 1536, k = 16": 240,
+    "nearest, topk 64 x 128 fp16, k = 16": 240,
+    "nearest, topk fp32, k = 16": 208,
+    "nearest, prepare fp16": 40,
+    "nearest, prepare fp32": 40,
+    "nearest, decode": 32,
+    "nearest, merge": 80,
     "planes fp16": 96,
     "planes fp32": 112,
     "coarse fp32 x fp16": 128,
@@ -36,6 +53,13 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "argmax, masked": 128,
     "decode": 32,
 }
+
+
+PRODUCTS = [
+    case
+    for case in REGISTERS
+    if case.startswith(("propagate, choose", "nearest, argmax", "nearest, mutual", "nearest, topk"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +83,9 @@ def test_every_kernel_fits_in_its_registers_without_spills(report):
         assert resources["shared"] <= 227 * 1024, case
 
 
-@pytest.mark.parametrize("case", [case for case in REGISTERS if case.startswith(("adaln", "planes"))])
+@pytest.mark.parametrize(
+    "case", [case for case in REGISTERS if case.startswith(("adaln", "planes", "nearest, prepare"))]
+)
 def test_rows_are_read_sixteen_bytes_at_a_time(report, case):
     loads = report[case]["loads"]
     assert loads.get(".v4.b32", 0) >= 4
@@ -74,7 +100,7 @@ def test_rows_are_copied_sixteen_bytes_at_a_time(report, case):
     assert not report[case]["loads"]  # nothing past the copies
 
 
-@pytest.mark.parametrize("case", [case for case in REGISTERS if case.startswith("propagate, choose")])
+@pytest.mark.parametrize("case", PRODUCTS)
 def test_half_precision_products_run_on_the_tensor_cores(report, case):
     assert (report[case]["wgmma"] > 0) == ("fp32" not in case)
     if "fp32" not in case:

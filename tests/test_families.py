@@ -15,17 +15,14 @@ from ditf.cli import main
 
 from .backbones import tiny_models
 
-PIPELINES = {
-    "flux": tiny_models.tiny_flux_pipeline,
-    "sd3": tiny_models.tiny_sd3_pipeline,
-    "pixart": tiny_models.tiny_pixart_pipeline,
-}
 OPTIONS = {"device": "cpu", "size": 64, "ensemble": 2}
+PROMPTS = {"dit": ("class:1", "class:7")}
+"""A model that is told classes takes no texts."""
 
 
-@pytest.fixture(scope="module", params=list(PIPELINES))
+@pytest.fixture(scope="module", params=["flux", "sd3", "pixart"])
 def folder(request, tmp_path_factory) -> Path:
-    return Path(PIPELINES[request.param](tmp_path_factory.mktemp(request.param)))
+    return Path(tiny_models.saved(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 def picture(seed: int) -> Image.Image:
@@ -33,15 +30,19 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC)
 
 
-def test_a_folder_becomes_features_and_matches(folder: Path) -> None:
-    fx = ditf.FeatureExtractor.from_pretrained(str(folder), **OPTIONS)
-    source, target = fx([picture(0), picture(1)], prompt=["a photo of a cat", "a dog"])
+@pytest.mark.parametrize("name", list(tiny_models.PIPELINES))
+def test_a_folder_becomes_features_and_matches(name: str, tmp_path: Path) -> None:
+    cat, dog = PROMPTS.get(name, ("a photo of a cat", "a dog"))
+    fx = ditf.FeatureExtractor.from_pretrained(tiny_models.saved(name, tmp_path), **OPTIONS)
+    assert fx.backbone.family == name
+    source, target = fx([picture(0), picture(1)], prompt=[cat, dog])
     side = fx.backbone.pixels_per_token
     assert source.grid == (max(1, round(64 * 2 / 3 / side)), 64 // side)
     assert torch.isfinite(source.tokens).all()
     assert len(ditf.match_points(source, target, [(10, 10), (90, 60)])) == 2
-    assert torch.equal(fx(picture(1), prompt="a dog").tokens, target.tokens)
-    assert source.card["config"]["prompt"] == "a photo of a cat"
+    assert torch.equal(fx(picture(1), prompt=dog).tokens, target.tokens)
+    assert not torch.equal(fx(picture(1), prompt=cat).tokens, target.tokens)
+    assert source.card["config"]["prompt"] == cat
 
 
 def test_text_and_seed_reach_the_features(folder: Path) -> None:

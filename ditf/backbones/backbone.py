@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .families import Family, Pixel
 from .families.base import Text
+from .families.recording import mapped
 from .latents import Posterior, encode
 from .parts import Parts
 from .run import BlockInput, run_to_blocks
@@ -28,7 +29,7 @@ class Backbone:
     Attributes:
         name: hub id, folder, or class of what was given.
         revision: commit of the hub, or None.
-        family: "flux", "sd3", "pixart" or "pixel".
+        family: "flux", "flux2", "sd3", "pixart", "dit", "sana", "qwen-image", "z-image", "pixel" or "recorded".
         num_blocks: how many blocks the transformer has, loaded or not.
         pixels_per_token: side of a token in pixels; images must be multiples of it.
         default_guidance: guidance to embed when none is given, or None for models without.
@@ -100,6 +101,7 @@ class Backbone:
             Prompt -> what the transformer's forward takes of it, one row each, on the CPU.
 
         Raises:
+            InputError: a prompt that the model cannot take (DiT-XL/2 takes classes).
             ModelError: text encoders that cannot be loaded.
         """
         with self._lock:
@@ -110,6 +112,20 @@ class Backbone:
             elif new:
                 self._encode(new, None, self.device)
             return {prompt: self._texts[prompt] for prompt in prompts}
+
+    def remember(self, prompt: str, **embeddings: Any) -> None:
+        """Take these embeddings wherever ``prompt`` is asked for; no text encoder is loaded for it.
+
+        Args:
+            prompt: any text, the name under which the embeddings are asked for later.
+            **embeddings: of one row each, named as the arguments of the model's diffusers pipeline: what its
+                ``encode_prompt`` gives, such as ``prompt_embeds=(1, T, D)`` and ``pooled_prompt_embeds=(1, D)``.
+
+        Raises:
+            InputError: a name too many or too few, or a tensor of another shape.
+        """
+        with self._lock:
+            self._texts[prompt] = self._family.given_text(prompt, embeddings)
 
     def posterior(self, pixels: Tensor) -> Posterior:
         """What the VAE says about one image; run once, sampled as often as needed.
@@ -162,9 +178,8 @@ class Backbone:
         if len(prompts) != latents.shape[0]:
             raise InputError.of("prompts", len(prompts), f"one text per row of the batch ({latents.shape[0]})")
         texts = self.text(prompts)
-        rows = [texts[prompt] for prompt in prompts]
-        text = {name: self._placed(torch.cat([row[name] for row in rows])) for name in rows[0]}
-        return self._family.inputs(self._placed(latents), float(timestep), text, guidance)
+        placed = latents.to(self.device, self.dtype)
+        return self._family.inputs(placed, float(timestep), [texts[prompt] for prompt in prompts], guidance)
 
     def grid(self, latents: Tensor) -> tuple[int, int]:
         """(h, w) of the tokens of latents (B, C, h', w')."""
@@ -178,8 +193,4 @@ class Backbone:
         with torch.inference_mode(False), torch.no_grad():  # cached tensors outlive the caller's mode
             for prompt in prompts:
                 text = self._family.encode_prompt(pipeline, prompt, device)
-                self._texts[prompt] = {name: value.cpu() for name, value in text.items()}
-
-    def _placed(self, value: Tensor) -> Tensor:
-        """On the device; floating-point values in the transformer's dtype."""
-        return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+                self._texts[prompt] = mapped(text, lambda value: value.detach().cpu())

@@ -12,10 +12,12 @@ from torch import nn
 
 from ..errors import InputError, ModelError
 from .backbone import Backbone
-from .families import FAMILIES, Pixel
-from .parts import CheckpointParts, GivenParts
+from .families import FAMILIES, Family, Pixel, Recorded
+from .latents import space_of
+from .parts import CheckpointParts, GivenParts, Parts
 from .source import BUNDLED, Files
-from .stacks import block_count, block_sites, unwrap
+from .stacks import ARCHITECTURES, block_count, block_sites, unwrap
+from .weights import empty
 
 __all__ = ["backbone_from", "load_backbone"]
 
@@ -81,62 +83,132 @@ def backbone_from(
     bare = isinstance(pipeline, nn.Module)
     transformer = pipeline if bare else getattr(pipeline, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise ModelError(
-            f"{type(pipeline).__name__} has no transformer; ditf needs a pipeline built on a diffusion transformer "
-            f"({_known()}), or a transformer for ditf.tap"
-        )
+        unet = getattr(pipeline, "unet", None)
+        found = type(pipeline).__name__ if unet is None else f"{type(pipeline).__name__} ({type(unet).__name__})"
+        raise ModelError(_no_transformer(found, is_unet=unet is not None))
     core = unwrap(transformer)
     name = next((c.__name__ for c in type(core).__mro__ if c.__name__ in FAMILIES), None)
-    if name is None:
+    if name is None and bare:
         raise ModelError(
-            f"{type(core).__name__}: ditf prepares inputs for {_known()}; for another transformer prepare them "
-            "yourself and call ditf.tap"
+            f"{type(core).__name__}: ditf prepares inputs for {_known()}; for another transformer give its whole "
+            "pipeline, or prepare them yourself and call ditf.tap"
         )
     if device is not None or dtype is not None:
         pipeline.to(**{k: v for k, v in {"device": device, "dtype": dtype}.items() if v is not None})
+    parts = GivenParts(transformer, None if bare else pipeline)
+    index = {} if bare else {**pipeline.config, "_class_name": type(pipeline).__name__}
+    if labels := getattr(pipeline, "labels", None):
+        index["labels"] = labels
     vae = None if bare else getattr(pipeline, "vae", None)
-    family = FAMILIES[name](
-        dict(core.config),  # pyright: ignore[reportArgumentType, reportCallIssue] (a diffusers config)
-        _pixels_per_latent({} if vae is None else vae.config),
+    config: Any = core.config
+    family = _family(
+        name or type(core).__name__,
+        dict(config),
+        {} if vae is None else vae.config,
         None if bare else getattr(pipeline, "scheduler", None),
+        index,
+        parts,
+        type(pipeline),
     )
-    called = getattr(pipeline, "name_or_path", "") or getattr(core.config, "_name_or_path", "") or type(core).__name__
-    return Backbone(called, None, family, GivenParts(transformer, None if bare else pipeline), len(block_sites(core)))
+    called = getattr(pipeline, "name_or_path", "") or getattr(config, "_name_or_path", "") or type(core).__name__
+    return Backbone(called, None, family, parts, len(block_sites(core)))
 
 
 def _pipeline(files: Files, device: torch.device, dtype: torch.dtype) -> Backbone:
     import diffusers
 
-    index = files.json("model_index.json")
+    index = _index(files)
     named = {part: value[1] for part, value in index.items() if isinstance(value, list) and value[-1] is not None}
-    class_name = named.get("transformer", "")
-    if class_name not in FAMILIES:
-        found = class_name or f"{index.get('_class_name', 'a pipeline')} ({named.get('unet', 'no transformer')})"
-        raise ModelError(f"{files.source}: got {found}, expected a diffusion transformer that ditf feeds: {_known()}")
+    kind = index.get("_class_name", "a pipeline")
+    if "transformer" not in named:
+        unet = named.get("unet")
+        found = f"{files.source}: {kind}" + (f" ({unet})" if unet else "")
+        raise ModelError(_no_transformer(found, is_unet=unet is not None))
     revision = _commit(files)
     pinned = Files(files.source, revision or files.revision, files.token, files.local_files_only)
     parts = [part for part in ("transformer", "vae") if part in named]
-    classes = {part: getattr(diffusers, named[part]) for part in parts}
     configs = {part: pinned.json(f"{part}/config.json") for part in parts}
-    complete = _with_defaults(classes["transformer"], configs["transformer"])
-    family_class = FAMILIES[class_name]
+    named["transformer"] = _present_class(named["transformer"], configs["transformer"])
+    for name in (kind, *(named[part] for part in parts)):
+        if not hasattr(diffusers, name):
+            raise ModelError(
+                f"{files.source}: {name} is not in diffusers {diffusers.__version__}; a newer one may have it, or load "
+                "the model with its own code and call ditf.tap"
+            )
+    classes = {part: getattr(diffusers, named[part]) for part in parts}
     scheduler = None
-    if family_class.needs_scheduler and "scheduler" in named:
+    if "scheduler" in named:
         scheduler_class = getattr(diffusers, named["scheduler"])
         scheduler = scheduler_class.from_config(pinned.json("scheduler/scheduler_config.json"))
-    vae_config = _with_defaults(classes["vae"], configs["vae"]) if "vae" in classes else {}
-    family = family_class(complete, _pixels_per_latent(vae_config), scheduler)
-    if vae_config:
-        family.check_latents(vae_config.get("latent_channels"))
     loaded = CheckpointParts(
         pinned,
         classes,
         configs,
         absent=tuple(part for part in _NO_TEXT if part in index),
+        text_encoders=tuple(part for part in named if "text_encoder" in part),
         dtype=dtype,
         device=device,
+        called=named["transformer"] not in FAMILIES,
     )
-    return Backbone(files.source, revision, family, loaded, block_count(class_name, complete))
+    complete = _with_defaults(classes["transformer"], configs["transformer"])
+    vae_config = _with_defaults(classes["vae"], configs["vae"]) if "vae" in classes else {}
+    family = _family(named["transformer"], complete, vae_config, scheduler, index, loaded, getattr(diffusers, kind))
+    if vae_config:
+        family.check_latents(space_of(vae_config).channels)
+    return Backbone(files.source, revision, family, loaded, _block_count(classes["transformer"], complete))
+
+
+def _family(
+    transformer: str,
+    config: Mapping[str, Any],
+    vae_config: Mapping[str, Any],
+    scheduler: Any,
+    index: Mapping[str, Any],
+    parts: Parts,
+    kind: type[Any],
+) -> Family:
+    """How a transformer of this class is fed: by a file of ditf, or by its own pipeline."""
+    space = space_of(vae_config)
+    if transformer in FAMILIES:
+        return FAMILIES[transformer](config, space.pixels, scheduler, index)
+    return Recorded(config, space.pixels, scheduler, index, space=space, kind=kind, pipeline=lambda: parts.pipeline)
+
+
+def _index(files: Files) -> dict[str, Any]:
+    """The pipeline's ``model_index.json``.
+
+    Raises:
+        ModelError: there is none; an adapter alone is named as such.
+    """
+    try:
+        return files.json("model_index.json")
+    except ModelError:
+        if files.folder is None and _is_adapter(files):
+            raise ModelError(_adapter(files.source)) from None
+        raise
+
+
+def _is_adapter(files: Files) -> bool:
+    try:
+        return files.find("adapter_config.json", "pytorch_lora_weights.safetensors") is not None
+    except ModelError:
+        return False
+
+
+def _present_class(name: str, config: Mapping[str, Any]) -> str:
+    """Today's name of a transformer's class: DiT and PixArt were once one class (diffusers maps them so too)."""
+    if name != "Transformer2DModel":
+        return name
+    today = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+    return today.get(config.get("norm_type", ""), name)
+
+
+def _block_count(cls: type[Any], config: Mapping[str, Any]) -> int:
+    """From the config where it says so, else from a model without memory."""
+    architecture = ARCHITECTURES.get(cls.__name__)
+    if architecture is not None and all(stack.count for stack in architecture.stacks):
+        return block_count(cls.__name__, config)
+    return len(block_sites(empty(cls, config, torch.float32)))
 
 
 _NO_TEXT = ("transformer", "vae", "image_encoder", "feature_extractor", "controlnet", "safety_checker")
@@ -164,12 +236,28 @@ def _pixel_model(files: Files, device: torch.device, dtype: torch.dtype) -> Back
 
 
 def _no_pipeline(folder: Path) -> str:
+    if _is_adapter(Files(str(folder))):
+        return _adapter(str(folder))
     if (folder / "config.json").is_file():
         return (
             f"{folder}: holds one model, not a pipeline (no model_index.json); give the folder above it, or load the "
             "model with diffusers and use it with ditf.tap"
         )
     return f"{folder}: no model_index.json inside; give a diffusers pipeline folder (as save_pretrained writes it)"
+
+
+def _adapter(source: str) -> str:
+    return (
+        f"{source}: holds a LoRA adapter, not a model; load its base pipeline with diffusers, then "
+        "pipeline.load_lora_weights(...), pipeline.fuse_lora(), and give the pipeline to FeatureExtractor"
+    )
+
+
+def _no_transformer(found: str, *, is_unet: bool) -> str:
+    reason = "is a U-Net" if is_unet else "has no transformer"
+    return (
+        f"{found} {reason}; DiTF needs a diffusion transformer: {_known()}, or another text-to-image one of diffusers"
+    )
 
 
 def _with_defaults(cls: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,10 +268,6 @@ def _with_defaults(cls: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
         if p.default is not inspect.Parameter.empty
     }
     return {**defaults, **config}
-
-
-def _pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
-    return 2 ** (len(vae_config.get("block_out_channels", (0, 0, 0, 0))) - 1)
 
 
 def _commit(files: Files) -> str | None:

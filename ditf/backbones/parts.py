@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ModelError
 from .source import Files, hub_errors
-from .weights import drop_after, drop_decoder, load_module
+from .weights import drop_after, drop_decoder, empty, holds_pickles, load_module, pickled
 
 __all__ = ["CheckpointParts", "GivenParts", "Parts"]
 
@@ -43,6 +43,11 @@ class Parts(ABC):
     def use_text(self, use: TextUse) -> None:
         """Hand a pipeline whose ``encode_prompt`` works, and the device of its encoders, to ``use``; then free it."""
 
+    @property
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """A pipeline that can be called up to its transformer when its text is already encoded."""
+
     def truncate_after(self, block: int) -> None:
         """Blocks after this one will not be needed; parts that are already whole stay so."""
         return
@@ -55,6 +60,9 @@ class CheckpointParts(Parts):
         files: of the checkpoint.
         folders: part -> folder inside the checkpoint; parts that are not there are missing.
         classes: part -> diffusers class.
+        absent: parts that encoding a prompt does not need.
+        text_encoders: parts that only encoding a prompt needs.
+        called: the pipeline itself prepares the transformer's inputs, so it is kept, without weights.
     """
 
     def __init__(
@@ -64,15 +72,19 @@ class CheckpointParts(Parts):
         configs: Mapping[str, Mapping[str, Any]],
         *,
         absent: tuple[str, ...] = (),
+        text_encoders: tuple[str, ...] = (),
         folders: Mapping[str, str] | None = None,
         dtype: torch.dtype,
         device: torch.device,
         last_block: int | None = None,
+        called: bool = False,
     ) -> None:
         self.files, self.classes, self.configs, self.absent = files, classes, configs, absent
+        self.text_encoders = text_encoders
         self.folders = folders or {name: name for name in classes}
         self.dtype, self.device = dtype, device
-        self.last_block = last_block
+        self.last_block, self.called = last_block, called
+        self._pipeline: Any = None
         self._lock = threading.RLock()
         self._loaded: dict[str, nn.Module] = {}
         self._text_loads = 0
@@ -102,19 +114,31 @@ class CheckpointParts(Parts):
         self._text_loads += 1
         if self._text_loads == 3:
             log.warning("text encoders are loaded anew for every new prompt; give all prompts in one call")
-        pipeline = self._text_parts()
+        pipeline = self._without_weights(self.absent)
         try:
             device = self._where_it_fits(pipeline)
-            pipeline.to(device)
+            for part in _real_modules(pipeline):
+                part.to(device)
             use(pipeline, device)
+            if self.called:
+                self._pipeline = pipeline
         finally:
+            for part in _real_modules(pipeline) if self.called else ():
+                part.to("meta")
             del pipeline
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _text_parts(self) -> Any:
-        """The pipeline without what encoding a prompt does not need, on the CPU."""
+    @property
+    def pipeline(self) -> Any:
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = self._without_weights((*self.absent, *self.text_encoders))
+            return self._pipeline
+
+    def _without_weights(self, absent: tuple[str, ...]) -> Any:
+        """The pipeline without these parts, on the CPU; if it is called later, with empty ones where it has models."""
         from diffusers import DiffusionPipeline
 
         folder = self.files.folder
@@ -126,12 +150,20 @@ class CheckpointParts(Parts):
                     token=self.files.token,
                     local_files_only=self.files.local_files_only,
                     dtype=self.dtype,
-                    **dict.fromkeys(self.absent),
+                    use_safetensors=True,
+                    **{**dict.fromkeys(absent), **self._empty_parts()},
                 )
             except (OSError, ValueError, RuntimeError, ImportError) as error:
+                if holds_pickles(self.files, *self.text_encoders) or "necessary `safetensors` weights" in str(error):
+                    raise ModelError(pickled(self.files.source)) from None
                 if folder is None and isinstance(error, OSError):
                     raise  # the hub's or the network's
                 raise ModelError(f"{self.files.source}: its text encoders cannot be loaded ({error})") from error
+
+    def _empty_parts(self) -> dict[str, nn.Module]:
+        """Transformer and VAE without memory: a pipeline that is called asks for their configs."""
+        parts = self.classes if self.called else {}
+        return {name: empty(cls, self.configs[name], self.dtype) for name, cls in parts.items()}
 
     def _part(self, name: str, dtype: torch.dtype, drop: Any) -> nn.Module:
         with self._lock:
@@ -146,7 +178,7 @@ class CheckpointParts(Parts):
         """The device, or the CPU if the text encoders do not fit beside what is there."""
         if self.device.type != "cuda":
             return self.device
-        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        modules = _real_modules(pipeline)
         needed = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
         free, _ = torch.cuda.mem_get_info(self.device)
         if 1.15 * needed < free:
@@ -159,7 +191,7 @@ class GivenParts(Parts):
     """Parts of a pipeline that is already loaded, or a transformer alone."""
 
     def __init__(self, transformer: nn.Module, pipeline: Any = None) -> None:
-        self._transformer, self.pipeline = transformer, pipeline
+        self._transformer, self._pipeline = transformer, pipeline
 
     @property
     def transformer(self) -> nn.Module:
@@ -171,12 +203,12 @@ class GivenParts(Parts):
 
     @property
     def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride] (offloading: not the module's)
-        executing = getattr(self.pipeline, "_execution_device", None)
+        executing = getattr(self._pipeline, "_execution_device", None)
         return torch.device(executing) if executing is not None else next(self._transformer.parameters()).device
 
     @property
     def vae(self) -> nn.Module:
-        vae = getattr(self.pipeline, "vae", None)
+        vae = getattr(self._pipeline, "vae", None)
         if vae is None:
             raise ModelError(
                 f"{type(self._transformer).__name__} was given without a VAE, so images cannot be encoded; give a "
@@ -184,10 +216,20 @@ class GivenParts(Parts):
             )
         return vae
 
+    @property
+    def pipeline(self) -> Any:
+        return self._pipeline
+
     def use_text(self, use: TextUse) -> None:
-        if not hasattr(self.pipeline, "encode_prompt") or getattr(self.pipeline, "text_encoder", None) is None:
+        if not hasattr(self._pipeline, "encode_prompt") or getattr(self._pipeline, "text_encoder", None) is None:
             raise ModelError(
                 f"{type(self._transformer).__name__} was given without text encoders, so prompts cannot be encoded; "
                 "give a whole pipeline, or prepare the transformer's inputs and call ditf.tap"
             )
-        use(self.pipeline, self.device)
+        use(self._pipeline, self.device)
+
+
+def _real_modules(pipeline: Any) -> list[nn.Module]:
+    """The pipeline's models that hold weights."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return [module for module in modules if not any(p.is_meta for p in module.parameters())]

@@ -47,7 +47,9 @@ class Files:
         """
         if (folder := self.folder) is not None:
             if not (folder / name).is_file():
-                raise ModelError(f"{folder}: no {name} inside; give a complete diffusers pipeline folder")
+                unfinished = any((folder / name).parent.glob("*.incomplete")) or "-of-" in name
+                state = ", its download is not finished: run `hf download` again or copy" if unfinished else "; give"
+                raise ModelError(f"{folder}: no {name} inside{state} a complete diffusers pipeline folder")
             return folder / name
         from huggingface_hub import hf_hub_download
 

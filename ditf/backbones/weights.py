@@ -19,10 +19,11 @@ from ..errors import ModelError
 from .source import Files, hub_errors
 from .stacks import Dropped, architecture_of, block_sites
 
-__all__ = ["drop_after", "drop_decoder", "load_module"]
+__all__ = ["drop_after", "drop_decoder", "empty", "holds_pickles", "load_module", "pickled"]
 
 log = logging.getLogger("ditf")
 
+PICKLES = ("*.bin", "*.bin.index.json", "*.ckpt", "*.pt", "*.pth")
 NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -50,7 +51,7 @@ def load_module(
     with torch.inference_mode(False):
         quantised = "quantization_config" in config
         shards = None if quantised else _shards(files, folder)
-        model = _load_whole(cls, files, folder, dtype) if shards is None else _empty(cls, config, dtype)
+        model = _load_whole(cls, files, folder, dtype) if shards is None else empty(cls, config, dtype)
         if drop is not None:
             drop(model)
         if shards is not None:
@@ -60,12 +61,31 @@ def load_module(
         return model.to(device).eval().requires_grad_(False)
 
 
+def holds_pickles(files: Files, *folders: str) -> bool:
+    """Whether one of a local checkpoint's folders has pickled weights and no safetensors."""
+    paths = [files.folder / folder for folder in folders] if files.folder is not None else []
+    return any(
+        not list(path.glob("*.safetensors*")) and any(True for name in PICKLES for _ in path.glob(name))
+        for path in paths
+    )
+
+
+def pickled(where: object) -> str:
+    """What to say of a checkpoint without safetensors."""
+    return (
+        f"{where}: no safetensors weights inside; pickled ones (.bin, .ckpt) can run any code when they are read, so "
+        "ditf does not: convert them once with diffusers, DiffusionPipeline.from_pretrained(MODEL, "
+        "use_safetensors=False).save_pretrained(FOLDER), and give FOLDER"
+    )
+
+
 def drop_after(block: int) -> Callable[[nn.Module], None]:
     """Leave out the transformer's blocks after ``block`` and its output head; lists keep their lengths."""
 
     def drop(transformer: nn.Module) -> None:
         for site in block_sites(transformer)[block + 1 :]:
-            getattr(transformer, site.stack.path)[site.position] = Dropped()
+            blocks: Any = transformer.get_submodule(site.stack.path)
+            blocks[site.position] = Dropped()
         architecture = architecture_of(transformer)
         _leave_out(transformer, architecture.head if architecture else ())
 
@@ -85,7 +105,7 @@ def _leave_out(model: nn.Module, names: tuple[str, ...]) -> None:
             setattr(model, name, Dropped())
 
 
-def _empty(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+def empty(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     """The model without memory for its parameters; buffers are real, made in ``dtype`` as diffusers does."""
     from accelerate import init_empty_weights
 
@@ -109,11 +129,14 @@ def _load_whole(cls: type[Any], files: Files, folder: str, dtype: torch.dtype) -
                 token=files.token,
                 local_files_only=files.local_files_only,
                 dtype=dtype,
+                use_safetensors=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
+            where = f"{files.source}/{folder}" if path is None else path / folder
+            if holds_pickles(files, folder) or (path is None and "no file named" in str(error)):
+                raise ModelError(pickled(where)) from None
             if path is None and isinstance(error, OSError):
                 raise  # the hub's or the network's
-            where = files.source if path is None else path / folder
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
                 f"{where}: no {cls.__name__} can be loaded from it ({reason}); give a complete checkpoint"

@@ -223,16 +223,27 @@ def test_old_names_of_attention_weights_are_understood(folders: dict[str, Path],
     )
 
 
-def test_a_checkpoint_without_safetensors_is_read_whole(folders: dict[str, Path], tmp_path: Path):
-    from diffusers import SD3Transformer2DModel
+def test_pickled_weights_are_refused_and_converting_them_helps(folders: dict[str, Path], tmp_path: Path):
+    from diffusers import DiffusionPipeline
 
-    folder = copy(folders["sd3"], tmp_path)
-    model = SD3Transformer2DModel.from_pretrained(folder / "transformer")
-    shutil.rmtree(folder / "transformer")
-    model.save_pretrained(folder / "transformer", safe_serialization=False)
-    got: Any = load_backbone(str(folder), block=1, device="cpu")
-    assert torch.equal(features(got, [1])[1], features(load_backbone(str(folders["sd3"]), block=1), [1])[1])
-    assert not list(got.transformer.proj_out.parameters())
+    folder = copy(folders["pixart"], tmp_path)
+    whole = DiffusionPipeline.from_pretrained(folder)
+    for name in ("transformer", "vae", "text_encoder"):
+        for file in (folder / name).glob("*.safetensors*"):
+            file.unlink()
+    for name in ("transformer", "vae"):
+        whole.components[name].save_pretrained(folder / name, safe_serialization=False)
+    torch.save(whole.components["text_encoder"].state_dict(), folder / "text_encoder" / "pytorch_model.bin")
+    pickled: Any = load_backbone(str(folder), block=1, device="cpu")
+    words = (
+        r"no safetensors weights inside; pickled ones .* can run any code .*use_safetensors=False\)\.save_pretrained"
+    )
+    for use in (lambda: pickled.transformer, lambda: pickled.text(["cat"]), lambda: features(pickled, [1])):
+        with pytest.raises(ModelError, match=words):
+            use()
+    DiffusionPipeline.from_pretrained(folder, use_safetensors=False).save_pretrained(tmp_path / "converted")
+    converted = load_backbone(str(tmp_path / "converted"), block=1)
+    assert torch.equal(features(converted, [1])[1], features(load_backbone(str(folders["pixart"]), block=1), [1])[1])
 
 
 def test_float16_flux_warns(folders: dict[str, Path], caplog: pytest.LogCaptureFixture):
@@ -290,16 +301,56 @@ def test_a_folder_that_is_no_pipeline_is_named(folders: dict[str, Path], tmp_pat
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}, "UNet2DCondition"),
-        ({"_class_name": "FluxPipeline", "transformer": [None, None]}, r"FluxPipeline \(no transformer\)"),
-        ({"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}, "got WanTransformer3D"),
+        (
+            {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
+            r"StableDiffusionPipeline \(UNet2DConditionModel\) is a U-Net; DiTF needs a diffusion transformer: Flux",
+        ),
+        ({"_class_name": "FluxPipeline", "transformer": [None, None]}, "FluxPipeline has no transformer"),
     ],
 )
-def test_a_pipeline_without_a_known_transformer_is_named(tmp_path: Path, index: dict[str, Any], words: str):
+def test_a_pipeline_without_a_transformer_is_named(tmp_path: Path, index: dict[str, Any], words: str):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=words):
         load_backbone(str(tmp_path))
-    assert "FluxTransformer2DModel, SD3Transformer2DModel, PixArtTransformer2DModel" in str(caught.value)
+
+
+def test_a_class_that_diffusers_does_not_have_is_named(folders: dict[str, Path], tmp_path: Path):
+    folder = copy(folders["flux"], tmp_path)
+    file = folder / "model_index.json"
+    index = {**json.loads(file.read_text()), "_class_name": "Flux9Pipeline"}
+    file.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"Flux9Pipeline is not in diffusers \d"):
+        load_backbone(str(folder))
+
+
+def test_the_old_class_of_pixart_and_dit_is_understood(folders: dict[str, Path], tmp_path: Path):
+    folder = copy(folders["pixart"], tmp_path)
+    for name, change in {
+        "model_index.json": {"transformer": ["diffusers", "Transformer2DModel"]},
+        "transformer/config.json": {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"},
+    }.items():
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **change}))
+    old, new = load_backbone(str(folder), block=1), load_backbone(str(folders["pixart"]), block=1)
+    assert old.family == "pixart"
+    assert torch.equal(features(old, [1])[1], features(new, [1])[1])
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "pytorch_lora_weights.safetensors"])
+def test_an_adapter_alone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str):
+    words = r"holds a LoRA adapter, not a model; load its base pipeline .*load_lora_weights.*fuse_lora"
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=words):
+        load_backbone(str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", FakeHub(tmp_path, tmp_path / "cache").download)
+    with pytest.raises(ModelError, match=words):
+        load_backbone("someone/adapter")
+
+
+def test_an_unfinished_download_is_named(folders: dict[str, Path], tmp_path: Path):
+    folder = copy(folders["flux"], tmp_path)
+    sorted((folder / "transformer").glob("*.safetensors"))[1].unlink()
+    with pytest.raises(ModelError, match=r"no transformer/.*-00002-of-.* inside, its download is not finished"):
+        _ = load_backbone(str(folder), block=4).transformer
 
 
 def test_inpainting_variants_are_refused(folders: dict[str, Path], tmp_path: Path):
@@ -445,10 +496,13 @@ def test_a_bare_transformer_encodes_neither_images_nor_prompts():
         backbone.text(["cat"])
 
 
-def test_what_is_no_known_transformer_is_named():
+def test_what_has_no_transformer_is_named():
     with pytest.raises(ModelError, match="str has no transformer"):
         backbone_from("flux")
-    with pytest.raises(ModelError, match=r"Linear: ditf prepares inputs for .*ditf\.tap"):
+    unet = SimpleNamespace(unet=nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"SimpleNamespace \(Linear\) is a U-Net"):
+        backbone_from(unet)
+    with pytest.raises(ModelError, match=r"Linear: ditf prepares inputs for .*whole pipeline.*ditf\.tap"):
         backbone_from(nn.Linear(2, 2))
 
 

@@ -6,6 +6,7 @@ Weights that training would have moved from zero (modulation) are drawn at rando
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,72 @@ PIXART: dict[str, Any] = {
     "cross_attention_dim": 24,
     "out_channels": 8,
 }
+FLUX2: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "axes_dims_rope": (4, 4, 4, 4),
+    "guidance_embeds": False,
+}
+DIT: dict[str, Any] = {
+    "sample_size": 8,
+    "num_layers": 3,
+    "patch_size": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_embeds_ada_norm": 10,
+}
+SANA: dict[str, Any] = {
+    "sample_size": 32,
+    "num_layers": 3,
+    "patch_size": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 8,
+    "timestep_scale": 0.5,
+}
+QWEN_IMAGE: dict[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (8, 4, 4),
+}
+Z_IMAGE: dict[str, Any] = {
+    "in_channels": 4,
+    "dim": 32,
+    "n_layers": 3,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 16,
+    "axes_dims": [8, 4, 4],
+    "axes_lens": [1024, 32, 32],
+}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(model: nn.Module, seed: int = 0) -> Any:
     """Every weight that starts at zero or is a modulation, drawn anew; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             drawn = torch.randn(weight.shape, generator=generator)
-            if weight.ndim >= 2 and (not weight.any() or "adaln" in name or "scale_shift" in name):
+            if weight.ndim >= 2 and (not weight.any() or "adaln" in name.lower() or "scale_shift" in name):
                 weight.copy_(drawn * 0.5 / (1.0 if "scale_shift" in name else math.sqrt(weight.shape[-1])))
             elif "bias" in name and not weight.any():
                 weight.copy_(drawn * 0.05)
@@ -231,6 +288,205 @@ def pixart_pipeline(**changes: Any) -> Any:
         transformer=pixart(**changes),
         scheduler=DDPMScheduler(beta_start=0.0001, beta_end=0.02),
     )
+
+
+def flux2_vae(channels: int = 4) -> Any:
+    """Eight pixels per latent cell, before 2 x 2 of them become one; statistics as if it had been trained."""
+    from diffusers import AutoencoderKLFlux2
+
+    torch.manual_seed(0)
+    model = AutoencoderKLFlux2(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=1,
+    )
+    model.bn.running_mean.copy_(noise(4 * channels, seed=5) * 0.1)
+    model.bn.running_var.copy_(noise(4 * channels, seed=6).abs() + 0.5)
+    return model.eval()
+
+
+def qwen_vae() -> Any:
+    """A video autoencoder, eight pixels per latent cell; a mean and a deviation per channel."""
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4],
+        latents_std=[1.0, 2.0, 3.0, 4.0],
+    ).eval()
+
+
+def sana_vae() -> Any:
+    """32 pixels per latent cell, no posterior."""
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(0)
+    return AutoencoderDC(
+        latent_channels=4,
+        encoder_block_out_channels=(4, 8, 8, 8, 8, 8),
+        decoder_block_out_channels=(4, 8, 8, 8, 8, 8),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        scaling_factor=0.41407,
+        attention_head_dim=2,
+    ).eval()
+
+
+def qwen_tokenizer() -> Any:
+    """One token per byte, as Qwen's byte-pair encoding without merges, with a chat template."""
+    from transformers import Qwen2Tokenizer
+
+    letters = [*(chr(code) for code in range(33, 127)), "Ġ", "Ċ"]
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def gemma_tokenizer() -> Any:
+    """One token per letter, as Gemma's byte-pair encoding without merges."""
+    from transformers import GemmaTokenizer
+
+    symbols = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    return GemmaTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=[])
+
+
+_LANGUAGE_MODEL: dict[str, Any] = {
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 128,
+}
+
+
+def qwen3_encoder(width: int, layers: int) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(4)
+    config = Qwen3Config(**_LANGUAGE_MODEL, hidden_size=width, num_hidden_layers=layers)
+    return Qwen3ForCausalLM(config).eval()
+
+
+def gemma2_encoder(width: int) -> Any:
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(4)
+    return Gemma2Model(Gemma2Config(**_LANGUAGE_MODEL, hidden_size=width, num_hidden_layers=2)).eval()
+
+
+def qwen25_vl_encoder(width: int) -> Any:
+    """Vision and language; only its language is used."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(4)
+    text = {**_LANGUAGE_MODEL, "hidden_size": width, "num_hidden_layers": 2}
+    config = Qwen2_5_VLConfig(
+        text_config={**text, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+        },
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def flux2_pipeline(**changes: Any) -> Any:
+    """A whole tiny Flux2KleinPipeline in memory; its texts are the states of three layers."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+
+    torch.manual_seed(0)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=qwen3_encoder(8, 28),
+        tokenizer=qwen_tokenizer(),
+        transformer=randomised(Flux2Transformer2DModel(**{**FLUX2, **changes})),
+        is_distilled=True,
+    )
+
+
+def dit_pipeline(**changes: Any) -> Any:
+    """A whole tiny DiTPipeline in memory, with the labels of three of its ten classes."""
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    return DiTPipeline(
+        transformer=randomised(DiTTransformer2DModel(**{**DIT, **changes})),
+        vae=vae(scaling_factor=0.18215),
+        scheduler=DDIMScheduler(beta_start=0.0001, beta_end=0.02),
+        id2label={0: "tench, Tinca tinca", 1: "goldfish", 7: "golden retriever"},
+    )
+
+
+def sana_pipeline(**changes: Any) -> Any:
+    """A whole tiny SanaPipeline in memory."""
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    torch.manual_seed(0)
+    return SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma2_encoder(8),
+        vae=sana_vae(),
+        transformer=randomised(SanaTransformer2DModel(**{**SANA, **changes})),
+        scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+    )
+
+
+def qwen_image_pipeline(**changes: Any) -> Any:
+    """A whole tiny QwenImagePipeline in memory."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+
+    torch.manual_seed(0)
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=qwen_vae(),
+        text_encoder=qwen25_vl_encoder(16),
+        tokenizer=qwen_tokenizer(),
+        transformer=randomised(QwenImageTransformer2DModel(**{**QWEN_IMAGE, **changes})),
+    )
+
+
+def z_image_pipeline(**changes: Any) -> Any:
+    """A whole tiny ZImagePipeline in memory."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    torch.manual_seed(0)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3_encoder(16, 2),
+        tokenizer=qwen_tokenizer(),
+        transformer=randomised(ZImageTransformer2DModel(**{**Z_IMAGE, **changes})),
+    )
+
+
+PIPELINES: dict[str, Callable[..., Any]] = {
+    "flux": flux_pipeline,
+    "flux2": flux2_pipeline,
+    "sd3": sd3_pipeline,
+    "pixart": pixart_pipeline,
+    "dit": dit_pipeline,
+    "sana": sana_pipeline,
+    "qwen-image": qwen_image_pipeline,
+    "z-image": z_image_pipeline,
+}
+"""One whole tiny pipeline of each family that ditf feeds itself."""
+
+
+def saved(name: str, folder: str | Path, *, shard: str | None = None, **changes: Any) -> str:
+    """Save a tiny pipeline of a family to a folder (the transformer in shards of this size) and return its path."""
+    return _saved(PIPELINES[name](**changes), folder, shard)
 
 
 def _saved(pipeline: Any, folder: str | Path, shard: str | None) -> str:

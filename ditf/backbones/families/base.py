@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, ModelError
-from ..latents import flow_noise
+from ..latents import diffusion_noise, flow_noise
 
-__all__ = ["Family", "Text"]
+__all__ = ["DiffusionFamily", "Family", "Text", "per_row"]
 
-Text = dict[str, Tensor]
-"""Encoded prompts, one row each, by the name of what the transformer's forward makes of them."""
+Text = dict[str, Any]
+"""One encoded prompt: tensors of one row (or nests of them), by the name of what the transformer's forward makes of
+them."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,30 @@ class Family(ABC):
         config: of the transformer, complete with defaults.
         pixels_per_latent: how many pixels a latent cell spans.
         scheduler: the checkpoint's diffusers scheduler, where the noise rule needs it.
+        index: the pipeline's own config (``model_index.json``).
     """
 
     config: Mapping[str, Any]
     pixels_per_latent: int
     scheduler: Any = field(default=None, repr=False)
+    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     name: ClassVar[str]
-    reads_text: ClassVar[bool] = True
     needs_scheduler: ClassVar[bool] = False
+    embeddings: ClassVar[Mapping[str, str]] = {}
+    """Embeddings a caller may give in place of a prompt: name in the pipeline's call -> name in the transformer's."""
+    text_width: ClassVar[str | None] = None
+    """The config entry that says how many channels ``prompt_embeds`` has."""
 
     @property
     @abstractmethod
     def patch(self) -> int:
         """Latent cells per token, along a side."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether encoding a prompt needs text encoders."""
+        return True
 
     @property
     def pixels_per_token(self) -> int:
@@ -73,9 +84,34 @@ class Family(ABC):
     def encode_prompt(self, pipeline: Any, prompt: str, device: torch.device) -> Text:
         """One prompt through the pipeline's own ``encode_prompt``."""
 
+    def given_text(self, prompt: str, embeddings: Mapping[str, Any]) -> Text:
+        """Embeddings that a caller encoded, named as the pipeline's call names them, in place of a prompt's.
+
+        Raises:
+            InputError: a name too many or too few, or a tensor of another shape.
+        """
+        if set(embeddings) != set(self.embeddings):
+            expected = ", ".join(self.embeddings) or "none: this model reads no text"
+            raise InputError.of("embeddings", ", ".join(sorted(embeddings)), expected)
+        for name, value in embeddings.items():
+            if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != 1:
+                raise InputError.of(name, tuple(getattr(value, "shape", ())), "a tensor of one row, (1, ...)")
+        width = self.config.get(self.text_width) if self.text_width else None
+        tokens = embeddings.get("prompt_embeds")
+        if isinstance(tokens, Tensor) and width is not None and (tokens.ndim != 3 or tokens.shape[-1] != width):
+            raise InputError.of("prompt_embeds", tuple(tokens.shape), f"shape (1, tokens, {width})")
+        return {self.embeddings[name]: value.detach().cpu() for name, value in embeddings.items()}
+
     @abstractmethod
-    def inputs(self, latents: Tensor, timestep: float, text: Text, guidance: float | None) -> dict[str, Any]:
-        """Arguments of the transformer's forward; latents and text in the transformer's dtype and on its device."""
+    def inputs(self, latents: Tensor, timestep: float, rows: Sequence[Text], guidance: float | None) -> dict[str, Any]:
+        """Arguments of the transformer's forward.
+
+        Args:
+            latents: (B, C, h, w) in the transformer's dtype, on its device.
+            timestep: their noise level in 0..1000.
+            rows: B encoded prompts, on the CPU.
+            guidance: distilled guidance; None takes the default of models that embed one.
+        """
 
     def check_latents(self, vae_channels: int | None) -> None:
         """Refuse variants whose transformer takes more than the image's latent.
@@ -90,6 +126,40 @@ class Family(ABC):
             )
 
 
+class DiffusionFamily(Family):
+    """A family trained on DDPM noise: ``alphas_cumprod[round(timestep)]`` of the checkpoint's scheduler."""
+
+    needs_scheduler = True
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        alphas = getattr(self.scheduler, "alphas_cumprod", None)
+        if alphas is None:
+            raise ModelError(
+                f"{type(self.scheduler).__name__} has no alphas_cumprod; {self.name} needs a DDPM-like scheduler: "
+                "load the checkpoint with the one it was published with"
+            )
+        return diffusion_noise(latent, noise, float(alphas[self.step(timestep)]))
+
+    def step(self, timestep: float) -> int:
+        """The scheduler's index of a noise level."""
+        last = len(self.scheduler.alphas_cumprod) - 1 if hasattr(self.scheduler, "alphas_cumprod") else 999
+        return min(round(timestep), last)
+
+    def steps(self, timestep: float, latents: Tensor) -> Tensor:
+        """(B,) int64: that index, once per row."""
+        return torch.full((latents.shape[0],), self.step(timestep), dtype=torch.int64, device=latents.device)
+
+
 def per_row(value: float, latents: Tensor) -> Tensor:
     """(B,) float32."""
     return torch.full((latents.shape[0],), value, dtype=torch.float32, device=latents.device)
+
+
+def joined(rows: Sequence[Text], latents: Tensor) -> Text:
+    """Encoded prompts of equal shapes as one batch, on the latents' device; floating-point values in their dtype."""
+    return {name: placed(torch.cat([row[name] for row in rows]), latents) for name in rows[0]}
+
+
+def placed(value: Tensor, latents: Tensor) -> Tensor:
+    """On the latents' device; floating-point values in their dtype."""
+    return value.to(latents.device, latents.dtype if value.is_floating_point() else value.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Family, Text, per_row
+from .base import Family, Text, joined, per_row
 
 __all__ = ["Flux", "pack", "position_ids"]
 
@@ -16,6 +17,11 @@ class Flux(Family):
     """As diffusers' ``FluxImg2ImgPipeline`` prepares its inputs; the ids in float32 (bfloat16 counts to 256 only)."""
 
     name = "flux"
+    embeddings: ClassVar[Mapping[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+    }
+    text_width = "joint_attention_dim"
 
     @property
     def patch(self) -> int:
@@ -33,7 +39,8 @@ class Flux(Family):
         tokens, pooled, _ = pipeline.encode_prompt(prompt=prompt, prompt_2=None, device=device)
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
-    def inputs(self, latents: Tensor, timestep: float, text: Text, guidance: float | None) -> dict[str, Any]:
+    def inputs(self, latents: Tensor, timestep: float, rows: Sequence[Text], guidance: float | None) -> dict[str, Any]:
+        text = joined(rows, latents)
         grid, guidance = self.grid(latents), self.default_guidance if guidance is None else guidance
         embeds = self.config["guidance_embeds"]
         return {

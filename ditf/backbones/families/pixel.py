@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ class Pixel(Flux):
     """A FLUX transformer on patches of pixels in [-1, 1]; prompts have no effect."""
 
     name = "pixel"
-    reads_text = False
+    embeddings: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def reads_text(self) -> bool:
+        return False
 
     @property
     def patch(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .base import Family, Text, per_row
+from .base import Family, Text, joined, per_row
 
 __all__ = ["SD3"]
 
@@ -17,6 +18,11 @@ class SD3(Family):
     """As diffusers' ``StableDiffusion3Img2ImgPipeline`` prepares its inputs, without classifier-free guidance."""
 
     name = "sd3"
+    embeddings: ClassVar[Mapping[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+    }
+    text_width = "joint_attention_dim"
 
     @property
     def patch(self) -> int:
@@ -40,6 +46,6 @@ class SD3(Family):
         )
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
-    def inputs(self, latents: Tensor, timestep: float, text: Text, guidance: float | None) -> dict[str, Any]:
+    def inputs(self, latents: Tensor, timestep: float, rows: Sequence[Text], guidance: float | None) -> dict[str, Any]:
         self.grid(latents)
-        return {"hidden_states": latents, **text, "timestep": per_row(timestep, latents)}
+        return {"hidden_states": latents, **joined(rows, latents), "timestep": per_row(timestep, latents)}

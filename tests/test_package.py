@@ -38,9 +38,9 @@ def test_errors_share_one_base() -> None:
 
 LAYERS = (  # arrows point down: a module imports from its own row or from rows further down
     {"cli", "demo", "__main__"},
-    {"benchmarks", "tiny"},
-    {"extractor", "matching", "draw"},
-    {"backbones", "presets", "images", "fuse", "fused_norm"},
+    {"benchmarks", "tiny", "sweep"},
+    {"extractor", "matching", "massive", "massive_plots", "draw"},
+    {"backbones", "presets", "images", "warps", "calibration", "fuse", "fused_norm"},
     {"types", "errors"},
 )
 

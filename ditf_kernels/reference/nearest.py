@@ -74,9 +74,10 @@ def mutual_nearest(
         for pair in range(len(a)):
             of_a, of_b = _Best(a[pair]), _Best(b[pair])
             for rows, columns, dots in _tiles(a[pair], b[pair]):
-                of_a.update(rows, columns, _choosable(dots, b_factor[pair, columns]))
                 # A transposed copy: the maximum along rows of memory is several times faster than across them.
-                of_b.update(columns, rows, _choosable(dots.T.contiguous(), a_factor[pair, rows]))
+                turned = dots.T.clone(memory_format=torch.contiguous_format)
+                of_b.update(columns, rows, _choosable(turned, a_factor[pair, rows]))
+                of_a.update(rows, columns, _choosable(dots, b_factor[pair, columns]))
             index_ab[pair], score_ab[pair] = of_a.found(norms[0][pair])
             index_ba[pair], score_ba[pair] = of_b.found(norms[1][pair])
     score_ab = _differentiable(score_ab, a, b, norms, index_ab)
@@ -195,8 +196,8 @@ def _factor(inverse_norm: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _choosable(dots: Tensor, factor: Tensor) -> Tensor:
-    """Scores but for the factor of the rows; -inf where one is not finite."""
-    return (dots * factor).nan_to_num_(-torch.inf, -torch.inf, -torch.inf)
+    """Scores but for the factor of the rows, in the place of the dot products; -inf where one is not finite."""
+    return dots.mul_(factor).nan_to_num_(-torch.inf, -torch.inf, -torch.inf)
 
 
 # --- the best so far -------------------------------------------------------------------------------------------------
@@ -228,9 +229,10 @@ def _found(index: Tensor, score: Tensor, inverse_norm: Tensor) -> tuple[Tensor, 
 
 
 def _ranks(scores: Tensor, first: int) -> Tensor:
-    """int64 that rise with the score and, among equal ones, fall with the column's index; overwrites -0.0 by 0.0."""
-    ranks = scores.add_(0.0).view(torch.int32).to(torch.int64)  # + 0.0 makes -0.0 equal to 0.0
-    ranks ^= (ranks >> 63) & 0x7FFFFFFF  # below zero the bits of a float fall as it rises
+    """int64 that rise with the score and, among equal ones, fall with the column's index; the scores are used up."""
+    bits = scores.add_(0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
+    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)  # below zero the bits of a float fall as it rises
+    ranks = bits.to(torch.int64)
     ranks <<= 32
     ranks |= 0xFFFFFFFF - first - torch.arange(scores.shape[1], device=scores.device)
     return ranks

@@ -274,6 +274,12 @@ def in_place(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor
     return n * scale
 
 
+def half_in_place(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    n = norm(x)
+    n.mul_(1 + scale)
+    return n + shift
+
+
 def not_modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return norm(x).unflatten(-1, (2, -1)).flatten(-2)
 
@@ -301,6 +307,7 @@ USES: dict[str, tuple[Callable[..., Tensor], int]] = {  # and kernel runs a bloc
     "shift only": (shift_only, 1),
     "scale only": (scale_only, 1),
     "in place": (in_place, 0),
+    "half in place": (half_in_place, 0),
     "not modulated": (not_modulated, 0),
     "by numbers": (by_numbers, 0),
     "in float64": (in_float64, 0),
@@ -564,6 +571,22 @@ def test_gradients_of_the_modulation_alone_are_right() -> None:
     assert relative(*(each.transformer_blocks[0].norm1.linear.weight.grad for each in (model, plain))) < 1e-5
 
 
+@pytest.mark.parametrize("which", ["scale", "shift"])
+def test_a_modulation_that_needs_a_gradient_is_plain(which: str) -> None:
+    model, (x, *vectors) = Layers(plain_layer_norm, adaln), arguments()
+    norm: Any = model.blocks[0].norm
+    results, gradients = [], []
+    for _ in range(3):  # as it was, while it compares, and after
+        scale, shift = (
+            t.clone().requires_grad_(name == which) for name, t in zip(("scale", "shift"), vectors, strict=True)
+        )
+        results.append(adaln(norm, x, scale, shift))
+        gradients += torch.autograd.grad(results[-1].square().sum(), scale if which == "scale" else shift)
+        ditf.fuse(model)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_frozen_weights_run_fused_in_grad_mode() -> None:
     model = tiny.flux().requires_grad_(False)
     ditf.fuse(model)
@@ -758,6 +781,19 @@ def test_fused_models_can_be_offloaded(name: str) -> None:
     assert torch.equal(sample.forward(), before)
 
 
+def test_weights_that_are_offloaded_again_are_not_read_later() -> None:
+    from accelerate import cpu_offload
+
+    model, given = Layers(lambda: nn.LayerNorm(16), adaln), arguments()
+    no_kernel = arguments((2, 3, 1, 16), (2, 3, 4, 16))  # its shapes take the plain expression
+    with torch.no_grad():
+        before = model(*no_kernel)
+        ditf.fuse(model)
+        model(*given)
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        assert torch.equal(model(*no_kernel), before)
+
+
 def test_offloaded_models_are_left_with_a_reason() -> None:
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_submodules
@@ -836,6 +872,16 @@ def test_threads_share_a_fused_model() -> None:
         for _ in range(5):
             for a, b in zip(pool.map(lambda each: output(model, each), inputs), expected, strict=True):
                 assert relative(a, b) < 1e-6
+
+
+def test_a_norm_without_shift_finishes_at_the_product() -> None:
+    model, given = Layers(plain_layer_norm, scale_only), arguments()
+    norm: Any = model.blocks[0].norm
+    ditf.fuse(model)
+    with torch.no_grad():
+        assert isinstance(norm(given[0]) * given[1], LazyNorm)
+        model(*given)
+        assert type(norm(given[0]) * given[1]) is Tensor
 
 
 def test_what_a_norm_returns_is_a_tensor() -> None:

@@ -30,7 +30,7 @@ lint: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest bench --benchmark-columns=min,median,rounds
+	$(BIN)/python -m pytest bench -m "not slow" --benchmark-columns=min,median,rounds
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

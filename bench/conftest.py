@@ -12,7 +12,6 @@ import summary
 import torch
 
 torch.set_num_threads(harness.THREADS)
-torch.set_num_interop_threads(1)
 
 _measured = pytest.StashKey[list]()
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-540} # seconds in all
-RESERVE=15          # of them for the summary
+RESERVE=25          # of them for the summary, and for a suite that takes its time to stop
 # By importance, with the most seconds each may take. A suite without a file is left out.
 read -ra suites <<<"${SUITES:-adaln:120 nearest:120 upsampled:60 matching:45 channels:45 propagate:60 fuse:60 truncation:60 dense:60}"
 needs_diffusers=" fuse truncation "
@@ -45,7 +45,7 @@ run() {
     return
   fi
   say "== $name (at most $most s)"
-  timeout --signal=INT --kill-after=10 "$most" "$@" 2>&1 | tee -a "$log"
+  timeout --signal=INT --kill-after=15 "$most" "$@" 2>&1 | tee -a "$log"
   status=${PIPESTATUS[0]}
   stage_ends "$name" "$status" $((SECONDS - began))
 }

@@ -127,7 +127,11 @@ def measure(
     facts["group"] = group
     benchmark.group = group if extrapolate == 1 else f"{group} [1/{extrapolate} of the work, see the next table]"
     run = _on_cuda if GPU else _on_cpu
-    result = run(benchmark, function, make_inputs, graph, rounds, facts)
+    try:
+        result = run(benchmark, function, make_inputs, graph, rounds, facts)
+    except KeyboardInterrupt:
+        benchmark.has_error = True  # or pytest-benchmark would look for its times, and lose the rows before it
+        raise
     benchmark.extra_info.update(facts)
     if benchmark.stats is not None and (bytes or flops):
         _add_limit(benchmark, bytes, flops, dtype or DTYPE)

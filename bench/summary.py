@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports = [report for report in map(read_report, options.reports) if report]
     tests = read_tests(options.tests) if options.tests else None
     summary = summarise(reports, tests, read_stages(options.stages) if options.stages else [])
-    summary["commit"] = summary["commit"] or options.commit
+    summary["commit"] = summary["commit"] or options.commit or None
     options.out.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^A-Za-z0-9.]+", "-", summary["device"] or "unknown").strip("-")
     path = options.out / f"{device}-{summary['date']}.json"

@@ -36,6 +36,20 @@ def test_part(benchmark):
     )
 """
 
+SLOW_SUITE = """
+import time
+
+from harness import measure
+
+
+def test_quick(benchmark):
+    measure(benchmark, lambda: time.sleep(0.001), tuple, provider="ours", group="wait", rounds=3)
+
+
+def test_endless(benchmark):
+    measure(benchmark, lambda: time.sleep(600), tuple, provider="endless", group="wait", rounds=1)
+"""
+
 GPU_TESTS = """
 import os
 
@@ -63,6 +77,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(BENCH / name, root / "bench" / name)
     shutil.copy(ROOT / "pyproject.toml", root)
     (root / "bench" / "test_tiny.py").write_text(SUITE)
+    (root / "bench" / "test_slow.py").write_text(SLOW_SUITE)
     (root / "tests" / "kernels" / "test_some.py").write_text(GPU_TESTS)
     return root
 
@@ -146,7 +161,16 @@ def test_a_run_without_results_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_script_stops_when_its_time_is_over(project: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path), "SUITES": "tiny:100", "LIMIT": "20"}
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path), "SUITES": "tiny:100", "LIMIT": "30"}
     run = subprocess.run(["bash", "bench/gpu.sh"], cwd=project, env=environment, capture_output=True, text=True)
     assert run.returncode == 1
     assert "tiny: not run: no time left (0 s)" in run.stdout
+
+
+@pytest.mark.slow
+def test_what_was_measured_before_a_suite_ran_out_of_time_is_kept(project: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path), "SUITES": "slow:25"}
+    run = subprocess.run(["bash", "bench/gpu.sh"], cwd=project, env=environment, capture_output=True, text=True)
+    assert "slow: out of time" in run.stdout
+    (file,) = tmp_path.glob("*.json")
+    assert list(rows_of(json.loads(file.read_text()))) == ["ours"]

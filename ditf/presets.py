@@ -6,16 +6,18 @@ Values nobody published say so. ``CODE`` is the authors' released code, ``PAPER`
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from .errors import InputError
-from .types import ExtractConfig
+from .types import ExtractConfig, write_atomically
 
-__all__ = ["PROTOCOLS", "TASKS", "Preset", "find_preset"]
+__all__ = ["PROTOCOLS", "TASKS", "Preset", "find_preset", "load_preset", "save_preset"]
 
 log = logging.getLogger("ditf")
 
@@ -26,6 +28,8 @@ CODE = "DiTF reference code (github.com/ganchaofan0000/DiTF, November 2025)"
 PAPER = "arXiv 2505.18584"
 DEFAULT = "ditf default, untuned"
 MEASURED = "ditf-tiny card"
+
+_FORMAT, _VERSION = "ditf preset", 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,75 @@ def find_preset(model: str, task: str, *, num_blocks: int, protocol: str | None 
             model, task, ", ".join(preset.untuned),
         )  # fmt: skip
     return preset
+
+
+def save_preset(path: str | os.PathLike[str], preset: Preset, *, model: str, revision: str | None = None) -> Path:
+    """Write a preset as a JSON file that ``FeatureExtractor.from_pretrained(model, preset=path)`` takes.
+
+    Raises:
+        StoreError: the folder is missing or cannot be written.
+    """
+    document = {
+        _FORMAT: _VERSION,
+        "model": model,
+        "revision": revision,
+        "config": dataclasses.asdict(preset.config),
+        "source": dict(preset.source),
+    }
+    write_atomically(Path(path), (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    return Path(path)
+
+
+def load_preset(path: str | os.PathLike[str], model: str, *, num_blocks: int, revision: str | None = None) -> Preset:
+    """The preset that :func:`save_preset` or ``ditf sweep`` wrote.
+
+    Args:
+        model: what it will be used with: the same hub id, or a local folder of the same name.
+        num_blocks: how many blocks that model has.
+        revision: its commit, where it is known; another than the preset's is only warned of.
+
+    Raises:
+        InputError: no such file, no preset inside, unknown fields, another model, or a block it does not have.
+    """
+    document = _read_preset(Path(path))
+    made_for, values, source = document["model"], document["config"], document["source"]
+    if PurePath(made_for).name.lower() != PurePath(model).name.lower():
+        raise InputError(f"preset: {path} was made for {made_for}, and the model is {model}; give a preset of its own")
+    if revision and document["revision"] and revision != document["revision"]:
+        log.warning("preset %s: made with revision %s of %s, used with %s", path, document["revision"], model, revision)
+    fields = {f.name: f for f in dataclasses.fields(ExtractConfig)}
+    for part, names in (("config", values), ("source", source)):
+        if unknown := sorted(set(names) - set(fields)):
+            raise InputError(f"preset: {path}: got {part} {unknown[0]!r}, expected fields of ExtractConfig: "
+                             f"{', '.join(fields)}")  # fmt: skip
+    if missing := [name for name in ("block", "timestep") if name not in values]:
+        raise InputError(f"preset: {path}: config has no {missing[0]!r}; give at least block and timestep")
+    config = ExtractConfig(**values)
+    if config.discard == "preset":
+        raise InputError.of("preset discard", "preset", 'channel indices, "auto" or "none"')
+    if config.block >= num_blocks:
+        raise InputError.of("block", config.block, f"an index in 0..{num_blocks - 1} of {model}")
+    return Preset(config, source)
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
+    """A preset file's five entries, of the right kinds."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"preset: no such file: {path}; check the path (now in {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"preset: {path} cannot be read ({error}); give a file that ditf sweep wrote") from None
+    if not isinstance(document, dict) or document.get(_FORMAT) != _VERSION:
+        raise InputError(f'preset: {path} is no preset of ditf (no "{_FORMAT}": {_VERSION}); give one of ditf sweep')
+    kinds: dict[str, Any] = {_FORMAT: int, "model": str, "revision": str | None, "config": dict, "source": dict}
+    for name in document:
+        if name not in kinds:
+            raise InputError(f"preset: {path}: got {name!r}, expected {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(document.get(name), kind):
+            raise InputError(f"preset: {path}: {name} is {document.get(name)!r}, expected {kind}")
+    return document
 
 
 # FLUX.1-dev taps block 28 of 57: the only depth anybody published serves as the default share for other models.

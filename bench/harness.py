@@ -48,6 +48,7 @@ ROUND_SECONDS = 2e-3  # a replay lasts at least so long: its launch and the sync
 ROUNDS = 20  # replays
 CALLS = 256  # in one graph, at most
 CPU_SECONDS = 0.4  # of one row, its slowest call aside
+SLOW_SECONDS = 1.0  # a CPU's call above this is timed once, after one warm-up
 
 # Compiling takes seconds a row; `-m "not slow"` leaves that out where it would be most of the run.
 COMPILE = pytest.param("torch.compile", marks=() if GPU else pytest.mark.slow)
@@ -155,7 +156,10 @@ def _on_cpu(benchmark, function, make_inputs, graph, rounds, facts) -> Any:
     if rounds == 1:
         result, facts["peak_mb"] = _with_peak(lambda: benchmark.pedantic(function, inputs, rounds=1))
         return result
-    function(*inputs)  # loads code, fills caches
+    first = seconds(lambda: function(*inputs))[1]  # loads code, fills caches
+    if first > SLOW_SECONDS:
+        result, facts["peak_mb"] = _with_peak(lambda: benchmark.pedantic(function, inputs, rounds=rounds or 1))
+        return result
     facts["peak_mb"] = _with_peak(lambda: function(*inputs))[1]
     once = _best_seconds(lambda: function(*inputs), repeats=2)
     iterations = max(1, int(1e-3 / once))

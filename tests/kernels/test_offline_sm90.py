@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import RESOURCES
+
 pytest.importorskip("triton")
 
 REGISTERS = {  # most that a thread may use, so that this many warps fit on a multiprocessor of 65,536 registers
@@ -63,7 +65,7 @@ PRODUCTS = [
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(tmp_path_factory, request):
     """Compile in a process of its own, where the kernels are not interpreted, with an empty cache."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
@@ -72,7 +74,8 @@ def report(tmp_path_factory):
         [sys.executable, "-m", "tests.kernels.compile_sm90"], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    request.config.stash[RESOURCES] = json.loads(done.stdout)  # printed with the summary
+    return request.config.stash[RESOURCES]
 
 
 def test_every_kernel_fits_in_its_registers_without_spills(report):

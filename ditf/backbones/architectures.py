@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ARCHITECTURES", "Architecture", "Layout", "Stack"]
+__all__ = ["ARCHITECTURES", "Architecture", "Layout", "Place", "Stack"]
 
 Layout = Literal["image", "image+text", "text+image", "last", "middle", "ragged", "marked"]
 """Where the image sits among the tokens of a block.
@@ -21,6 +21,11 @@ text. "ragged": after a text whose length differs from row to row (``encoder_att
 """
 
 
+Place = Literal["norm", "attention", "projection", "feed_forward"]
+"""Where in a block: what enters its norms, enters or leaves its attention, its queries, keys and values, what enters or
+leaves its feed-forward network."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """A list of blocks.
@@ -30,7 +35,9 @@ class Stack:
         count: the config entry that says how many there are; None where only the list knows.
         layout: of the tokens entering a block's first norm.
         attention: layout of the tokens entering its attention, where it is another one.
-        sequence_first: its tokens are (S, B, D); those of its attention are (B, S, D).
+        projected: layout of its queries, keys and values, where text joins them inside the attention.
+        fed: layout of the tokens entering its feed-forward network, where it is another one.
+        sequence_first: its tokens are (S, B, D); those in and around its attention are (B, S, D).
         frames_in_batch: its rows are frames, (B*t, h*w, D).
     """
 
@@ -38,8 +45,15 @@ class Stack:
     count: str | None = None
     layout: Layout = "image"
     attention: Layout | None = None
+    projected: Layout | None = None
+    fed: Layout | None = None
     sequence_first: bool = False
     frames_in_batch: bool = False
+
+    def layout_at(self, place: Place) -> Layout:
+        """Of the tokens at this place."""
+        other = {"norm": None, "attention": self.attention, "projection": self.projected, "feed_forward": self.fed}
+        return other[place] or (self.attention if place != "norm" else None) or self.layout
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,11 @@ class Architecture:
 
 _JOINT = Stack("transformer_blocks", "num_layers")
 _SINGLE = Stack("single_transformer_blocks", "num_single_layers", "text+image")
-_SINGLE_IMAGE_FIRST = Stack("single_transformer_blocks", "num_single_layers", "image+text", attention="image")
+_SINGLE_IMAGE_FIRST = Stack(
+    "single_transformer_blocks", "num_single_layers", "image+text", attention="image", projected="image+text"
+)
+_JOINED_INSIDE = Stack("transformer_blocks", "num_layers", projected="last")
+_JOINED_TWICE = Stack("transformer_blocks", "num_layers", projected="last", fed="last")
 _BLOCKS = Stack("blocks", "num_layers")
 _WITH_TABLE = ("norm_out", "scale_shift_table", "proj_out")
 
@@ -77,7 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "HunyuanVideoTransformer3DModel": Architecture((_JOINT, _SINGLE_IMAGE_FIRST)),
     "HunyuanVideoFramepackTransformer3DModel": Architecture((
         Stack("transformer_blocks", "num_layers", "last"),
-        Stack("single_transformer_blocks", "num_single_layers", "middle", attention="last"),
+        Stack("single_transformer_blocks", "num_single_layers", "middle", attention="last", projected="middle"),
     )),
     "MotifVideoTransformer3DModel": Architecture((_JOINT, _SINGLE_IMAGE_FIRST)),
     "HiDreamImageTransformer2DModel": Architecture(
@@ -90,14 +108,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     # a stream for the image and one for the text
     "SD3Transformer2DModel": Architecture((_JOINT,)),
     "QwenImageTransformer2DModel": Architecture((_JOINT,)),
-    "CogView3PlusTransformer2DModel": Architecture((_JOINT,)),
-    "CogView4Transformer2DModel": Architecture((_JOINT,)),
-    "GlmImageTransformer2DModel": Architecture((_JOINT,)),
+    "CogView3PlusTransformer2DModel": Architecture((_JOINED_TWICE,)),
+    "CogView4Transformer2DModel": Architecture((_JOINED_INSIDE,)),
+    "GlmImageTransformer2DModel": Architecture((_JOINED_INSIDE,)),
     "NucleusMoEImageTransformer2DModel": Architecture((_JOINT,)),
     "JoyImageEditTransformer3DModel": Architecture((Stack("double_blocks", "num_layers"),)),
     "HunyuanVideo15Transformer3DModel": Architecture((_JOINT,)),
     "MochiTransformer3DModel": Architecture((_JOINT,)),
-    "CogVideoXTransformer3DModel": Architecture((_JOINT,), head=("norm_final", "norm_out", "proj_out")),
+    "CogVideoXTransformer3DModel": Architecture((_JOINED_TWICE,), head=("norm_final", "norm_out", "proj_out")),
     "EasyAnimateTransformer3DModel": Architecture((_JOINT,), head=("norm_final", "norm_out", "proj_out")),
     # text by cross-attention, or none
     "DiTTransformer2DModel": Architecture((_JOINT,), head=("norm_out", "proj_out_1", "proj_out_2")),

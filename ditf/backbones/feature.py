@@ -13,7 +13,9 @@ from ditf_kernels.reference import zero_largest
 
 from ..errors import InputError, kernel_errors
 from ..types import Fused, Tapped, backend_of
+from .activations import Activation
 from .architectures import Layout
+from .conditions import Condition
 from .run import BlockInput, run_to_blocks
 
 __all__ = ["feature", "tap"]
@@ -34,6 +36,9 @@ def tap(
     topk_per_token: int = 0,
     normalization: Literal["adaln", "layernorm", "none"] = "adaln",
     layout: Layout | None = None,
+    site: Literal["attention", "mlp"] = "attention",
+    activation: Activation = "block",
+    condition: Condition = "t&c",
     fused: Fused = True,
 ) -> Tapped:
     """Features of one block, for those who prepare the transformer's inputs themselves.
@@ -49,13 +54,19 @@ def tap(
         normalization: "adaln" is the block's own norm and modulation, "layernorm" its norm alone, "none" raw tokens.
         layout: where the image tokens sit among a block's tokens: "image", "image+text", "text+image" or "last";
             only needed for classes ditf does not know.
+        site: the AdaLN before the attention, or the one before the feed-forward network ("mlp").
+        activation: "block" is what enters that AdaLN; "q", "k", "v" (before their norms and rotation), "attention"
+            and "mlp" are what the block computes behind it: averaged over the ensemble, nothing else done to them.
+        condition: "t" and "c" make shift and scale of the timestep or the pooled text alone, "none" of neither (the
+            paper's condition ablation); for families whose conditioning ditf knows.
         fused: True runs the Triton kernel where it can run, False its PyTorch twin, "verify" both, compared.
 
     Returns:
-        Features (B, N, D): float16 on a GPU and float32 on a CPU, raw tokens always float32.
+        Features (B, N, D): float16 on a GPU and float32 on a CPU, raw tokens and other activations always float32.
 
     Raises:
-        InputError: an argument outside its domain, or inputs that do not fit grid or ensemble.
+        InputError: an argument outside its domain, inputs that do not fit grid or ensemble, or a site, activation or
+            condition that the model does not have.
         ModelError: no blocks found, a block never reached, or a formula the model disagrees with.
         VerificationError: with ``fused="verify"``, kernel and twin disagree.
     """
@@ -64,7 +75,9 @@ def tap(
     if not isinstance(inputs, Mapping):
         raise InputError.of("inputs", type(inputs).__name__, "a dict of the transformer's forward arguments")
     backend = backend_of(fused)
-    taken = run_to_blocks(transformer, [block], inputs, grid, layout=layout)[int(block)]
+    taken = run_to_blocks(
+        transformer, [block], inputs, grid, layout=layout, site=site, activation=activation, condition=condition
+    )[int(block)]
     features, _ = feature(
         taken,
         ensemble=ensemble,
@@ -107,6 +120,8 @@ def feature(
         VerificationError: with ``backend="verify"``, kernel and twin disagree.
     """
     rows, _, width = taken.tokens.shape
+    if taken.norm is None:  # an activation: channels and normalization are said of what enters the norm
+        discard, topk_per_token, normalization = (), 0, "none"
     if normalization not in _NORMALIZATIONS:
         raise InputError.of("normalization", normalization, f"one of {', '.join(_NORMALIZATIONS)}")
     if discard_at not in ("input", "output"):
@@ -117,7 +132,7 @@ def feature(
         raise InputError.of("discard", outside[0], f"channels in 0..{width - 1}")
     if not isinstance(topk_per_token, int) or not 0 <= topk_per_token < width:
         raise InputError.of("topk_per_token", topk_per_token, f"an integer in 0..{width - 1}")
-    if normalization == "none":
+    if normalization == "none" or taken.norm is None:
         return _raw(taken.tokens, ensemble, discard, topk_per_token)
     modulated = normalization == "adaln"
     with kernel_errors():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .architectures import Layout, Stack
+from .architectures import Layout, Place, Stack
 from .stacks import BlockSite
 
 __all__ = ["image_tokens", "refuse_reordering", "rows_first"]
@@ -27,18 +27,21 @@ def refuse_reordering(inputs: Mapping[str, Any]) -> None:
         raise InputError("inputs: sparse_params with to_fractal=True reorders the tokens; give to_fractal=False")
 
 
-def rows_first(tokens: Tensor, stack: Stack, frames: int, *, of_attention: bool = False) -> Tensor:
+def rows_first(tokens: Tensor, stack: Stack, frames: int, place: Place = "norm") -> Tensor:
     """Tokens of a stack as (B, S, D), whatever the order it keeps them in; a view where that is possible.
 
     Args:
-        tokens: (B, S, D), (S, B, D) or (B*t, h*w, D).
+        tokens: (B, S, D), (S, B, D) or (B*t, h*w, D); of heads (B, S, H, D / H); at a convolution (B, D, h, w) or
+            (B, t, h, w, D).
         frames: t.
-        of_attention: the tokens entering the attention, not those entering the norm.
 
     Raises:
         InputError: a batch that is no multiple of t.
     """
-    if stack.sequence_first and not of_attention:
+    if tokens.ndim > 3 and place == "feed_forward":  # Sana's and SanaVideo's convolutions
+        return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens.flatten(1, 3)
+    tokens = tokens.flatten(2)  # Lumina-Next's attention answers head by head
+    if stack.sequence_first and place in ("norm", "feed_forward"):
         return tokens.transpose(0, 1)
     if not stack.frames_in_batch or frames == 1:
         return tokens
@@ -53,8 +56,7 @@ def image_tokens(
     count: int,
     call: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    *,
-    of_attention: bool = False,
+    place: Place = "norm",
 ) -> Tensor:
     """The image's tokens (B, N, D) among all the tokens (B, S, D) of a block, in raster order.
 
@@ -62,7 +64,6 @@ def image_tokens(
         count: N, how many tokens the image has.
         call: arguments of the block.
         inputs: arguments of the transformer.
-        of_attention: the tokens entering the attention, not those entering the norm.
 
     Returns:
         A view, but for the layouts "ragged" and "marked".
@@ -76,7 +77,7 @@ def image_tokens(
             "inputs: with reference images (omni mode) Z-Image packs images and texts in an order of its own; "
             "give one image and one text per row"
         )
-    layout = (site.stack.attention if of_attention else None) or site.stack.layout
+    layout = site.stack.layout_at(place)
     if layout == "ragged":
         found = _ragged(tokens, count, inputs)
     elif layout == "marked":

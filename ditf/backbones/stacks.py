@@ -76,7 +76,7 @@ def block_sites(transformer: nn.Module, layout: Layout | None = None) -> list[Bl
     architecture = architecture_of(transformer)
     sites: list[BlockSite] = []
     for stack in architecture.stacks if architecture else _guessed_stacks(transformer):
-        stack = stack if layout is None else replace(stack, layout=layout, attention=None)
+        stack = stack if layout is None else replace(stack, layout=layout, attention=None, projected=None, fed=None)
         blocks: Any = transformer.get_submodule(stack.path)
         for position, module in enumerate(blocks):
             sites.append(BlockSite(len(sites), stack, position, module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,26 +59,44 @@ class Stop(Exception):  # noqa: N818
 
 
 ATTENTIONS = ("attn", "attn1", "attention", "self_attention", "self_attn", "block.attn1")
+FEED_FORWARDS = ("ff", "ffn", "feed_forward", "img_mlp", "mlp", "block.ff_i")
 
 
-def attention_input(sample: Sample, block: int) -> Tensor:
-    """All tokens that the block feeds its attention: seen by a hook of the test's own."""
-    module, seen = block_sites(sample.model)[block].module, []
+def part(sample: Sample, block: int, names: tuple[str, ...]) -> Any:
+    parts = dict(block_sites(sample.model)[block].module.named_modules())
+    return next((parts[name] for name in names if name in parts), None)
 
-    def look(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (kwargs.get("hidden_states"), kwargs.get("x"), *args)
+
+def at(sample: Sample, module: nn.Module, *, output: bool = False) -> Tensor:
+    """All tokens that a part of a block is given, or answers: seen by a hook of the test's own."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *answer: Any) -> None:
+        given = answer[:1] if answer else (kwargs.get("hidden_states"), kwargs.get("x"), *args)
+        given = given[0] if answer and isinstance(given[0], tuple) else given
         seen.append(next(value for value in given if isinstance(value, Tensor)))
         raise Stop
 
-    parts = dict(module.named_modules())
-    attention = next(parts[name] for name in ATTENTIONS if name in parts)
-    handle = attention.register_forward_pre_hook(look, with_kwargs=True)
+    register = module.register_forward_hook if output else module.register_forward_pre_hook
+    handle = register(look, with_kwargs=True)
     try:
         with torch.no_grad(), pytest.raises(Stop):
             sample.model(**fresh(sample))
     finally:
         handle.remove()
     return seen[0]
+
+
+def attention_input(sample: Sample, block: int) -> Tensor:
+    return at(sample, part(sample, block, ATTENTIONS))
+
+
+def positions(features: Tensor, among: Tensor) -> list[int]:
+    """Where the first of these consecutive tokens sits in each row, and that they are consecutive."""
+    distance, position = torch.cdist(features.double(), among.double()).min(-1)
+    assert float(distance.max()) < 1e-5 * float(among.double().norm(dim=-1).max())
+    assert torch.equal(position, position[:, :1] + torch.arange(features.shape[1])), "other tokens, or another order"
+    return position[:, 0].tolist()
 
 
 @EVERY
@@ -89,9 +108,7 @@ def test_features_are_consecutive_tokens_of_what_each_block_feeds_its_attention(
         assert taken.features.shape == (len(seen), count, seen.shape[-1])
         assert taken.features.dtype == torch.float32
         assert taken.raw.shape == taken.features.shape
-        distance, position = torch.cdist(taken.features.double(), seen.double()).min(-1)
-        assert float(distance.max()) < 1e-5 * float(seen.double().norm(dim=-1).max())
-        assert torch.equal(position, position[:, :1] + torch.arange(count)), "other tokens, or another order"
+        positions(taken.features, seen)
 
 
 @EVERY
@@ -103,6 +120,105 @@ def test_probe_gives_the_same_features_without_a_row(sample: Sample, name: str, 
         assert torch.equal(taken.raw, expected.raw)
         assert taken.norm == expected.norm
         assert relative(taken.features, expected.features) < 1e-5
+
+
+def tokens_of(values: Tensor, sequence_first: bool = False) -> Tensor:
+    """(B, S, D), also of what Sana's convolutions take and what ERNIE keeps as (S, B, D)."""
+    if values.ndim == 4:
+        return values.flatten(2).transpose(1, 2)
+    return values.transpose(0, 1) if sequence_first else values.flatten(1, -2)
+
+
+NO_FEED_FORWARD = re.compile(r"(Flux|Flux2|Chroma|Bria|.*Fibo|.*Image|Hunyuan.*|Motif.*)Single\w*Block|PRXBlock")
+"""Block classes whose MLP runs beside the attention, or in layers of the block itself."""
+
+
+@EVERY
+def test_mlp_site_is_what_each_block_feeds_its_feed_forward_network(sample: Sample, name: str):
+    for site in block_sites(sample.model):
+        kind, network = type(site.module).__name__, part(sample, site.index, FEED_FORWARDS)
+        if NO_FEED_FORWARD.fullmatch(kind) or kind.startswith("Flux3"):
+            with pytest.raises(InputError, match=rf'site: got "mlp", but block {site.index} .* has no norm of its own'):
+                tap(sample.model, site.index, fresh(sample), grid=sample.grid, site="mlp")
+            continue
+        taken = tap(sample.model, site.index, fresh(sample), grid=sample.grid, site="mlp")
+        fed = tokens_of(at(sample, network), sequence_first=name == "ernie-image")
+        positions(taken.features, fed)
+        assert taken.norm in ("layer", "rms")
+        assert not torch.equal(taken.raw, tap(sample.model, site.index, fresh(sample), grid=sample.grid).raw)
+
+
+@EVERY
+def test_mlp_activation_is_what_the_network_makes_of_the_mlp_site(sample: Sample, name: str):
+    for site in block_sites(sample.model):
+        kind, network = type(site.module).__name__, part(sample, site.index, FEED_FORWARDS)
+        if NO_FEED_FORWARD.fullmatch(kind):
+            with pytest.raises(InputError, match=rf'activation: got "mlp", but block {site.index} .* beside'):
+                tap(sample.model, site.index, fresh(sample), grid=sample.grid, activation="mlp")
+            continue
+        taken = tap(sample.model, site.index, fresh(sample), grid=sample.grid, activation="mlp")
+        where: Any = "attention" if kind.startswith("Flux3") else "mlp"
+        entering = tap(sample.model, site.index, fresh(sample), grid=sample.grid, site=where).features
+        if name.startswith("sana"):  # convolutions over the grid
+            grid = sample.grid if len(sample.grid) == 3 else (1, *sample.grid)
+            entering = entering.unflatten(1, grid)
+            entering = entering if len(sample.grid) == 3 else entering[:, 0].movedim(-1, 1)
+        with torch.no_grad():
+            expected = tokens_of(network(entering))
+        assert relative(taken.features, expected) < 1e-5
+        assert taken.norm is taken.shift is taken.scale is None
+
+
+PROJECTIONS: dict[Any, tuple[str, ...]] = {
+    "q": ("to_q", "to_query"),
+    "k": ("to_k", "to_key"),
+    "v": ("to_v", "to_value"),
+}
+FUSED = ("img_qkv_proj", "img_attn_qkv", "to_qkv_mlp_proj")
+
+
+@EVERY
+def test_queries_keys_and_values_are_projections_of_the_features(sample: Sample, name: str):
+    for block in blocks_of(sample):
+        entering = tap(sample.model, block, fresh(sample), grid=sample.grid).features
+        attention = part(sample, block, ATTENTIONS)
+        for index, (activation, names) in enumerate(PROJECTIONS.items()):
+            taken = tap(sample.model, block, fresh(sample), grid=sample.grid, activation=activation)
+            own = next((getattr(attention, n) for n in names if hasattr(attention, n)), None)
+            fused = next((getattr(attention, n) for n in FUSED if hasattr(attention, n)), None)
+            with torch.no_grad():
+                expected = own(entering) if own else fused(entering).split(entering.shape[-1], -1)[index]  # pyright: ignore[reportOptionalCall]
+            assert relative(taken.features, expected) < 1e-5
+
+
+@EVERY
+def test_attention_activation_is_what_it_answers_for_the_image(sample: Sample, name: str):
+    for block in blocks_of(sample):
+        taken = tap(sample.model, block, fresh(sample), grid=sample.grid, activation="attention")
+        entering = tap(sample.model, block, fresh(sample), grid=sample.grid)
+        answer = at(sample, part(sample, block, ATTENTIONS), output=True).flatten(2)
+        given = attention_input(sample, block)
+        where = positions(taken.features, answer)
+        assert answer.shape[1] in (given.shape[1], math.prod(sample.grid))
+        if answer.shape[1] == given.shape[1]:
+            assert where == positions(entering.features, given)
+
+
+def test_fused_projections_are_taken_apart():
+    sample = zoo.flux()
+    expected = {a: tap(sample.model, 3, fresh(sample), grid=sample.grid, activation=a).features for a in PROJECTIONS}
+    sample.model.fuse_qkv_projections()
+    for activation, features in expected.items():
+        taken = tap(sample.model, 3, fresh(sample), grid=sample.grid, activation=activation)
+        assert relative(taken.features, features) < 1e-5
+
+
+def test_activations_are_averaged_over_the_ensemble_and_nothing_else():
+    sample = zoo.flux()
+    taken = tap(
+        sample.model, 1, fresh(sample), grid=sample.grid, activation="q", ensemble=2, discard=(3,), topk_per_token=2
+    )
+    assert relative(taken.features, taken.raw.mean(0, keepdim=True)) < 1e-6
 
 
 def shifted(sample: Sample, token: tuple[int, int, int]) -> dict[str, Any]:

@@ -6,10 +6,12 @@
 >>> matches = ditf.match_points(source, target, [(100, 80)])
 """
 
+from . import massive
 from .backbones import tap
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
 from .fuse import FuseReport, fuse, unfuse
+from .massive import MassiveReport, find_massive_channels
 from .matching import match_points, similarity_map
 from .types import ExtractConfig, FeatureMap, Matches, Tapped
 
@@ -22,12 +24,15 @@ __all__ = [
     "FeatureMap",
     "FuseReport",
     "InputError",
+    "MassiveReport",
     "Matches",
     "ModelError",
     "StoreError",
     "Tapped",
     "VerificationError",
+    "find_massive_channels",
     "fuse",
+    "massive",
     "match_points",
     "similarity_map",
     "tap",

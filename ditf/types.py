@@ -53,12 +53,15 @@ class ExtractConfig:
         ensemble: how many noises are averaged (before the discard and the norm, as the reference does).
         latent: the mean of the VAE posterior, or a fresh sample per ensemble member (the reference).
         shared_noise: give every image the same noise. Off by default: shared noise is matched on.
-        discard: massive channels to zero: "preset", "none", "auto" or their indices.
+        discard: massive channels to zero: "preset", "none", their indices, or "auto": those found once for this model,
+            block and timestep on ditf's own pictures (see :func:`ditf.find_massive_channels` for the definition).
         discard_at: before the norm (the reference code) or after the modulation (the paper's wording).
         topk_per_token: zero each token's k largest ``|x|`` too, on the ensemble mean.
         normalization: the block's own norm and modulation, its norm alone, or the raw tokens.
-        condition: which conditioning the tapped block's AdaLN sees (the paper's condition ablation).
-        activation: what is tapped.
+        condition: what the tapped block's AdaLN makes shift and scale of: timestep and pooled text, one of them, or
+            neither (the paper's condition ablation).
+        activation: what is tapped: the block's tokens, or what its attention and MLP compute of them; those are
+            averaged over the ensemble and neither discarded nor normalised.
         site: the AdaLN before attention or before the MLP.
         resize: how the image meets ``size``; "pad" centres it on a square first.
         size: pixels of the named side, or (H, W) with "stretch".
@@ -130,7 +133,7 @@ class FeatureMap:
         grid: (h, w) with h * w = N.
         image_size: (H, W) of the original image, in pixels.
         inverse_norm: (N,) float32, 1 / ||token||, or None.
-        block, timestep: where the features come from, or None.
+        block, timestep: where the features come from, or None; of a mean over timesteps, the card names them.
         card: model, revision, config and versions, as plain JSON values.
         canvas: (H, W) in original pixels of the area the grid covers; None: the image itself. Larger than the image
             where it was padded.
@@ -169,7 +172,8 @@ class FeatureMap:
             object.__setattr__(self, "canvas", _pair("canvas", self.canvas))
 
     def __repr__(self) -> str:
-        where = "" if self.block is None else f", block={self.block}, timestep={self.timestep:g}"
+        where = "" if self.block is None else f", block={self.block}"
+        where += "" if self.timestep is None else f", timestep={self.timestep:g}"
         dtype = str(self.tokens.dtype).removeprefix("torch.")
         return (
             f"FeatureMap(tokens=({self.tokens.shape[0]}, {self.tokens.shape[1]}) {dtype} on {self.tokens.device}, "
@@ -271,7 +275,7 @@ class Tapped:
     Attributes:
         raw: (B*E, N, D) image tokens entering the block's first norm; row b*E + e is member e of image b.
         shift, scale: (B, 1|N, D) of the block's own AdaLN, or None where the block has none.
-        norm: "layer" or "rms".
+        norm: "layer" or "rms"; None where ``raw`` is an activation that no norm follows.
         eps, weight, bias: of that norm.
         features: (B, N, D).
         grid: (h, w), or (t, h, w) for video.
@@ -280,7 +284,7 @@ class Tapped:
     raw: Tensor
     shift: Tensor | None
     scale: Tensor | None
-    norm: Literal["layer", "rms"]
+    norm: Literal["layer", "rms"] | None
     eps: float
     weight: Tensor | None
     bias: Tensor | None

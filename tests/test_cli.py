@@ -497,7 +497,6 @@ def test_ditf_extract_reads_any_kind_of_picture(here):
     [
         (["--block", "99"], 2, "block"),
         (["--timestep", "2000"], 2, "timestep"),
-        (["--discard", "auto"], 2, "auto"),
         (["--model", "nobody/nothing", "--local-files-only"], 1, "nobody/nothing"),
         (["--device", "cuda:77"], 2, "torch sees"),
         (["--device", "gpu"], 2, "expected cuda"),

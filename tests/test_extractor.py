@@ -40,9 +40,9 @@ def count_forwards(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> lis
     shapes: list[tuple[int, ...]] = []
     run = fx.backbone.run
 
-    def counted(blocks, inputs, grid):
+    def counted(blocks, inputs, grid, **options):
         shapes.append(tuple(inputs["hidden_states"].shape))
-        return run(blocks, inputs, grid)
+        return run(blocks, inputs, grid, **options)
 
     monkeypatch.setattr(fx.backbone, "run", counted)
     return shapes
@@ -111,10 +111,10 @@ def test_running_out_of_memory_halves_the_pack(fx, monkeypatch, caplog) -> None:
     whole = [f.tokens for f in packed([photo(i) for i in range(3)])]
     run = fx.backbone.run
 
-    def small_machine(blocks, inputs, grid):
+    def small_machine(blocks, inputs, grid, **options):
         if len(inputs["hidden_states"]) > 2:
             raise torch.OutOfMemoryError("too much")
-        return run(blocks, inputs, grid)
+        return run(blocks, inputs, grid, **options)
 
     monkeypatch.setattr(fx.backbone, "run", small_machine)
     found = packed([photo(i) for i in range(3)])
@@ -197,7 +197,6 @@ def test_fused_verify_without_triton_says_what_to_do(fx, monkeypatch) -> None:
         ({"fused": "yes"}, "fused: got 'yes'"),
         ({"task": "depth"}, "task: got 'depth'"),
         ({"batch_images": 0}, "batch_images: got 0"),
-        ({"discard": "auto"}, "auto"),
         ({"protocol": "ditf-paper"}, "no published values"),
         ({"blok": 3}, "'blok'"),
     ],

@@ -34,8 +34,10 @@ def test_images_to_matches_agree_with_the_twins(verifying) -> None:
     assert source.grid == (4, 6)
     matches = ditf.match_points(source, target, [(5, 5), (40, 20)])
     after = verification_counts()
-    for op in ("adaln_with_inverse_norm", "upsampled_argmax"):
-        assert after[op] > before.get(op, 0)
+    assert after["adaln_with_inverse_norm"] == before.get("adaln_with_inverse_norm", 0) + 2  # one feature per picture
+    assert after["upsampled_argmax"] > before.get("upsampled_argmax", 0)
+    # in each forward, the blocks before the tapped one: two double blocks of four AdaLNs, single blocks of one
+    assert after["adaln"] == before.get("adaln", 0) + 2 * (2 * 4 + verifying.config.block - 2)
     plain = copy.copy(verifying)
     plain.fused = False
     source, target = plain(pictures())

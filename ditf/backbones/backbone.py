@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .activations import Activation
+from .conditions import Condition
 from .families import Family, Pixel
 from .families.base import Text
 from .families.recording import mapped
@@ -185,9 +187,20 @@ class Backbone:
         """(h, w) of the tokens of latents (B, C, h', w')."""
         return self._family.grid(latents)
 
-    def run(self, blocks: Sequence[int], inputs: Mapping[str, Any], grid: tuple[int, int]) -> dict[int, BlockInput]:
+    def run(
+        self,
+        blocks: Sequence[int],
+        inputs: Mapping[str, Any],
+        grid: tuple[int, int],
+        *,
+        site: Literal["attention", "mlp"] = "attention",
+        activation: Activation = "block",
+        condition: Condition = "t&c",
+    ) -> dict[int, BlockInput]:
         """One forward that shows these blocks and leaves at the deepest; see :func:`run_to_blocks`."""
-        return run_to_blocks(self._parts.transformer, blocks, inputs, grid)
+        return run_to_blocks(
+            self._parts.transformer, blocks, inputs, grid, site=site, activation=activation, condition=condition
+        )
 
     def _encode(self, prompts: Sequence[str], pipeline: Any, device: torch.device) -> None:
         with torch.inference_mode(False), torch.no_grad():  # cached tensors outlive the caller's mode

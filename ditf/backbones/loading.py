@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from ..errors import InputError, ModelError
+from .architectures import ARCHITECTURES
 from .backbone import Backbone
 from .families import FAMILIES, Family, Pixel, Recorded
 from .latents import space_of
 from .parts import CheckpointParts, GivenParts, Parts
 from .source import BUNDLED, Files
-from .stacks import ARCHITECTURES, block_count, block_sites, unwrap
+from .stacks import block_count, block_sites, unwrap
 from .weights import empty
 
 __all__ = ["backbone_from", "load_backbone"]

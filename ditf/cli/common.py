@@ -183,6 +183,24 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """The folder is there and takes files; created if need be.
+
+    Raises:
+        InputError: a file stands in its place.
+        StoreError: it cannot be created or written.
+    """
+    from ..errors import InputError, StoreError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option}: {folder} is a file; give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{option}: {folder} cannot be created ({error.strerror}); choose another folder") from None
+    check_writable(folder, option)
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Put a file there and take it away again.
 

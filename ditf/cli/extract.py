@@ -127,21 +127,15 @@ def _check_folder(out: Path, files: list[Path], overwrite: bool) -> None:
         InputError: what stands in its place, or files that exist.
         StoreError: it cannot be created or written.
     """
-    from ..errors import InputError, StoreError
+    from ..errors import InputError
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: {out} is a file; give a folder")
     there = [file for file in files if file.exists()]
     if there and not overwrite:
         raise InputError(
             f"--out: {len(there)} of {len(files)} feature files exist already, first {there[0]}; "
             "give --overwrite or another folder"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"--out: {out} cannot be created ({error.strerror}); choose another folder") from None
-    common.check_writable(out, "--out")
+    common.make_folder(out, "--out")
 
 
 def _report(

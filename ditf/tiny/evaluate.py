@@ -33,6 +33,7 @@ from ..benchmarks.pck import distances
 from ..benchmarks.rivals import constant_shift, identity, pixel_patches
 from ..errors import DitfError, InputError
 from ..extractor import FeatureExtractor
+from ..massive import LayerReport, find_massive_channels
 from ..matching import match_points, mutual_matches
 from ..presets import find_preset
 from ..types import FeatureMap, write_atomically
@@ -288,32 +289,27 @@ def _rivals(side: int) -> dict[str, Callable[[Case], Tensor]]:
 
 def massive_channels_of_blocks(checkpoint: str, *, pictures: int = 48) -> list[dict[str, Any]]:
     """Per block: the channel with the largest mean |x|, its ratio to the median, and how constant it is."""
-    network = Network(checkpoint, Setting(block=0, timestep=100, ensemble=1, size=64))
+    extractor = Network(checkpoint, Setting(block=0, timestep=100, ensemble=1, size=64)).extractor
     cases = scene_cases(pictures // 2, _CARD + 500_000, size=64)
-    maps = [network.raw_of_blocks(picture) for case in cases for picture in (case.source, case.target)]
-    rows = []
-    for block in maps[0]:
-        x = torch.stack([layers[block].tokens for layers in maps])  # (images, N, D)
-        size = x.abs()
-        magnitude = size.mean((0, 1))
-        top = int(magnitude.argmax())
-        channel, energy, scale = x[..., top], x.square().mean((0, 1)), network.modulation(block).scale
-        gain = None if scale is None else (1 + scale.flatten()).abs()
-        rows.append(
-            {
-                "block": block,
-                "channel": top,
-                "ratio to median": round(float(magnitude[top] / magnitude.median()), 1),
-                "second, ratio": round(float(magnitude.topk(2).values[1] / magnitude.median()), 1),
-                "largest in images, %": _percent(size.mean(1).argmax(1) == top),
-                "largest in tokens, %": _percent(size.argmax(2) == top),
-                "one sign, %": max(_percent(channel > 0), _percent(channel < 0)),
-                "share of energy, %": round(100 * float(energy[top] / energy.sum()), 1),
-                "adaln gain": None if gain is None else round(float(gain[top]), 2),
-                "adaln mean gain": None if gain is None else round(float(gain.mean()), 2),
-            }
-        )
-    return rows
+    seen = [picture for case in cases for picture in (case.source, case.target)]
+    found = find_massive_channels(extractor, seen, blocks=range(extractor.backbone.num_blocks))
+    return [_massive_row(layer) for layer in found.layers]
+
+
+def _massive_row(layer: LayerReport) -> dict[str, Any]:
+    first, second = layer.top[:2]
+    return {
+        "block": layer.block,
+        "channel": first.channel,
+        "ratio to median": round(first.ratio, 1),
+        "second, ratio": round(second.ratio, 1),
+        "largest in images, %": round(100 * first.leads_images, 1),
+        "largest in tokens, %": round(100 * first.leads_tokens, 1),
+        "one sign, %": round(100 * first.one_sign, 1),
+        "share of energy, %": round(100 * first.energy, 1),
+        "adaln gain": None if first.gain is None else round(first.gain, 2),
+        "adaln mean gain": None if layer.mean_gain is None else round(layer.mean_gain, 2),
+    }
 
 
 def random_checkpoint(checkpoint: str, folder: Path, seed: int = 0) -> None:
@@ -370,10 +366,6 @@ def _interval(samples: np.ndarray) -> list[float]:
     """[value, lower, upper] of a value and its bootstrap draws."""
     low, high = np.percentile(samples[1:], [2.5, 97.5])
     return [round(float(v), 1) for v in (samples[0], low, high)]
-
-
-def _percent(where: Tensor) -> float:
-    return round(100 * float(where.float().mean()), 1)
 
 
 def _size(picture: np.ndarray) -> tuple[int, int]:

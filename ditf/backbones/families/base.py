@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError, ModelError
 from ..latents import diffusion_noise, flow_noise
 
-__all__ = ["DiffusionFamily", "Family", "Text", "per_row"]
+__all__ = ["DiffusionFamily", "Family", "Text", "joined", "per_row", "placed", "unfit_channels"]
 
 Text = dict[str, Any]
 """One encoded prompt: tensors of one row (or nests of them), by the name of what the transformer's forward makes of
@@ -120,10 +120,7 @@ class Family(ABC):
             ModelError: naming the channels.
         """
         if vae_channels is not None and self.latent_channels != vae_channels:
-            raise ModelError(
-                f"the transformer takes {self.latent_channels} latent channels and the VAE gives {vae_channels}: an "
-                "inpainting or control variant; use the base text-to-image checkpoint"
-            )
+            raise unfit_channels(self.latent_channels, vae_channels)
 
 
 class DiffusionFamily(Family):
@@ -148,6 +145,13 @@ class DiffusionFamily(Family):
     def steps(self, timestep: float, latents: Tensor) -> Tensor:
         """(B,) int64: that index, once per row."""
         return torch.full((latents.shape[0],), self.step(timestep), dtype=torch.int64, device=latents.device)
+
+
+def unfit_channels(taken: int, given: int) -> ModelError:
+    return ModelError(
+        f"the transformer takes {taken} latent channels and the VAE gives {given}: an inpainting or control variant; "
+        "use the base text-to-image checkpoint"
+    )
 
 
 def per_row(value: float, latents: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import InputError, ModelError
 from ..latents import LatentSpace, flow_noise
-from .base import DiffusionFamily, Text
+from .base import DiffusionFamily, Text, unfit_channels
 from .recording import answers_of, is_flow, mapped, recorded_arguments
 
 __all__ = ["Recorded"]
@@ -102,12 +102,18 @@ class Recorded(DiffusionFamily):
         """
         if is_flow(self.scheduler):
             return flow_noise(latent, noise, timestep)
+        if getattr(self.scheduler, "alphas_cumprod", None) is None:
+            raise ModelError(
+                f"{type(self.scheduler).__name__}: neither rectified flow nor DDPM, so ditf does not know its noise; "
+                "give the pipeline with the scheduler it was published with, or call ditf.tap"
+            )
         return super().add_noise(latent, noise, timestep)
 
     def check_latents(self, vae_channels: int | None) -> None:
-        cells, rest = divmod(self._channels_taken, vae_channels or self._channels_taken)
-        if rest or math.isqrt(cells) ** 2 != cells:  # not packed in squares either
-            super().check_latents(vae_channels)
+        taken = self._channels_taken
+        cells, rest = divmod(taken, vae_channels or taken)
+        if rest or math.isqrt(cells) ** 2 != cells:  # neither as they are nor packed in squares
+            raise unfit_channels(taken, vae_channels or taken)
 
     def encode_prompt(self, pipeline: Any, prompt: str, device: torch.device) -> Text:
         """What the pipeline's ``encode_prompt`` answers on the way to its latents."""
@@ -166,9 +172,11 @@ class Recorded(DiffusionFamily):
         """Arguments for a text, at the size of latents (C, h, w)."""
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         call = {**self._call(guidance), "prompt": text["prompt"], "height": height, "width": width}
-        if "given" in text:
-            call |= {"negative_prompt": None, **text["given"]}
         pipeline = self.pipeline()
+        if "given" in text:
+            dtype = pipeline.transformer.dtype
+            given = mapped(text["given"], lambda value: value.to(dtype) if value.is_floating_point() else value)
+            call |= {"negative_prompt": None, **given}
         return recorded_arguments(pipeline, call, timestep=timestep, draw=draw, answers=text.get("answers"))
 
     def _recording(self, text: Text, latents: Tensor, timestep: float, guidance: float | None) -> dict[str, Any]:
@@ -331,7 +339,10 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _twice(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, Tensor) else [*value, *value]
+    """Embeddings of one row as two rows; rows are the first axis of length 1 (HiDream has layers before it)."""
+    if not isinstance(value, Tensor):
+        return [*value, *value]
+    return torch.cat([value, value], list(value.shape).index(1)) if 1 in value.shape else value
 
 
 def _side(patch: Any) -> int:

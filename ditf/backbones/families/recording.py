@@ -128,7 +128,7 @@ class _Ear:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise _Reached(args, kwargs)
 
-    def cache_context(self, name: str) -> contextlib.AbstractContextManager[None]:
+    def cache_context(self, *_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 

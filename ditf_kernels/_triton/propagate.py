@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .nearest import _prepared, _widens
+from .nearest import _prepared, _shared_memory, _widens
 from .numbers import INTERPRETED, NO_KEY, is_finite, key_index, key_value, load_float32, ordered_key
 
 __all__ = ["propagate_topk"]
@@ -209,6 +209,7 @@ HALF = {
     "QUERY_ROWS": 8, "QUERY_COLUMNS": 16, "KEY_ROWS": 8, "KEY_COLUMNS": 16, "BLOCK_D": 64,
     "num_warps": 8, "num_stages": 4, "enable_fp_fusion": True,
 }  # fmt: skip
+HALF_BYTES = 4 * 2 * (128 + 128) * 64  # of shared memory: stages of half-precision queries and keys
 FLOAT32 = {  # without tensor cores, operands pass through registers
     "QUERY_ROWS": 4, "QUERY_COLUMNS": 8, "KEY_ROWS": 4, "KEY_COLUMNS": 8, "BLOCK_D": 16,
     "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True,
@@ -219,9 +220,13 @@ BLEND = {
 }  # fmt: skip
 
 
-def choose_options(widen: bool) -> dict[str, Any]:
-    """Patches and compile options of the kernel that chooses."""
-    return FLOAT32 if widen and not INTERPRETED.value else HALF  # the interpreter pays by the step, not by its size
+def choose_options(widen: bool, shared_memory: int) -> dict[str, Any]:
+    """Patches and compile options of the kernel that chooses, where a program may take so many bytes."""
+    if INTERPRETED.value:
+        return HALF  # the interpreter pays by the step, not by its size
+    if widen:
+        return FLOAT32
+    return HALF if shared_memory >= HALF_BYTES else {**HALF, "num_stages": 2}
 
 
 def propagate_topk(
@@ -242,7 +247,7 @@ def propagate_topk(
     query_inverse, inverse = _prepared(query[None], keys, None, None, None, None)
     widen, keep = _widens(query, keys), triton.next_power_of_2(topk)
     best = torch.empty((h * w, frames, keep), dtype=torch.int64, device=query.device)
-    options = choose_options(widen)
+    options = choose_options(widen, 0 if INTERPRETED.value else _shared_memory(query.device))
     tiles = triton.cdiv(h, options["QUERY_ROWS"]) * triton.cdiv(w, options["QUERY_COLUMNS"])
     with torch.cuda.device_of(query):
         if frames:

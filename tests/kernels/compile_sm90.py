@@ -88,10 +88,10 @@ def channels_case(name, dtype="bf16", width=3072, **flags):
     return compiled(kernel, types, constants, {**options, **channels.EXACT})
 
 
-def choose_case(query="bf16", keys="bf16", width=3072, topk=5, **flags):
+def choose_case(query="bf16", keys="bf16", width=3072, topk=5, shared_memory=227 * 1024, **flags):
     widen = query != keys or keys == "fp32"
     types = {"query_ptr": f"*{query}", "keys_ptr": f"*{keys}", "inverse_ptr": "*fp32", "best_ptr": "*i64"}
-    table, options = split(propagate.choose_options(widen))
+    table, options = split(propagate.choose_options(widen, shared_memory))
     constants = {
         **table, "D": width, "TOPK": topk, "KEEP": triton.next_power_of_2(topk), "WIDEN": widen,
         "stride_query_channel": 1, "stride_keys_channel": 1, **flags,
@@ -158,6 +158,7 @@ CASES = {
     "channels, rank": lambda: channels_case("rank"),
     "propagate, choose bf16": lambda: choose_case(),
     "propagate, choose fp16 1152, k = 15": lambda: choose_case("fp16", "fp16", 1152, 15),
+    "propagate, choose bf16, consumer's card": lambda: choose_case(shared_memory=99 * 1024),
     "propagate, choose fp16, k = 32": lambda: choose_case("fp16", "fp16", 3072, 32),
     "propagate, choose fp32": lambda: choose_case("fp32", "fp32"),
     "propagate, choose fp32 x fp16": lambda: choose_case("fp32", "fp16"),

@@ -25,6 +25,7 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "channels, rank": 128,
     "propagate, choose bf16": 255,
     "propagate, choose fp16 1152, k = 15": 255,
+    "propagate, choose bf16, consumer's card": 255,
     "propagate, choose fp16, k = 32": 255,
     "propagate, choose fp32": 128,
     "propagate, choose fp32 x fp16": 168,

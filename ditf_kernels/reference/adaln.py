@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rows import NORM_FLOOR, blocks
+from .rows import BLOCK, NORM_FLOOR, blocks
 
 __all__ = ["adaln", "adaln_with_inverse_norm", "zero_largest"]
+
+SMALL = 4 * BLOCK  # elements, of which a few temporaries do no harm
 
 
 def adaln(*args) -> Tensor:
@@ -67,8 +69,9 @@ def _adaln(
         return torch.stack([y for y, _ in parts]).to(out_dtype), torch.stack([inverse for _, inverse in parts])
 
     steps = (ensemble > 1, dropped is not None, topk_per_token, l2_normalize, with_inverse_norm)
-    if images == 1 and x.dtype == out_dtype == torch.float32 and not any(steps):
-        return rows(0, 0, tokens)[0][None], x.new_empty(0)  # the norm alone, which needs no temporary and no copy
+    if images == 1 and out_dtype == torch.float32 and (x.numel() <= SMALL or not (any(steps) or x.dtype != out_dtype)):
+        y, inverse = rows(0, 0, tokens)  # small, or the norm alone, which needs no temporary: nothing to copy together
+        return y[None], inverse[None]
 
     out = torch.empty((images, tokens, channels), dtype=out_dtype, device=x.device)
     inverse_norm = torch.empty((images, tokens), dtype=torch.float32, device=x.device)

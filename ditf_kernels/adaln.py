@@ -24,11 +24,10 @@ from torch import Tensor
 
 from . import backend as _backend
 from . import reference
+from ._checks import check_dtype, check_integer
 from ._registry import define, takes_gradient
 
 __all__ = ["adaln", "adaln_with_inverse_norm"]
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 _ARGUMENTS = (
     "(Tensor x, Tensor? shift, Tensor? scale, Tensor? weight, Tensor? bias, Tensor? discard, bool add_one, str norm, "
@@ -131,14 +130,14 @@ def _checked(
         x = x[None]
     if x.ndim != 3 or x.shape[2] == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B*E, N, D) or (N, D) with D of at least 1")
-    _check_dtype("x", x.dtype)
+    check_dtype("x", x.dtype)
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    _check_dtype("out_dtype", out_dtype)
-    _check_integer("ensemble", ensemble, 1, None)
+    check_dtype("out_dtype", out_dtype)
+    check_integer("ensemble", ensemble, 1, None)
     if x.shape[0] % ensemble:
         raise ValueError(f"ensemble: got {ensemble}, expected a divisor of the {x.shape[0]} rows of x")
     images, tokens, channels = x.shape[0] // ensemble, x.shape[1], x.shape[2]
-    _check_integer("topk_per_token", topk_per_token, 0, channels)
+    check_integer("topk_per_token", topk_per_token, 0, channels)
     if norm not in ("layer", "rms"):
         raise ValueError(f'norm: got {norm!r}, expected "layer" or "rms"')
     if discard_at not in ("input", "output"):
@@ -212,23 +211,12 @@ def _channels_on(indices: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(indices, dtype=torch.int32, device=device)
 
 
-def _check_dtype(name: str, dtype: torch.dtype) -> None:
-    if dtype not in FLOATS:
-        raise ValueError(f"{name}: got {dtype}, expected float32, bfloat16 or float16")
-
-
 def _check_place(name: str, t: Tensor | None, x: Tensor) -> None:
     if t is None:
         return
-    _check_dtype(name, t.dtype)
+    check_dtype(name, t.dtype)
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected one on {x.device}, where x is")
-
-
-def _check_integer(name: str, value: object, least: int, most: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        upper = "" if most is None else f" and at most {most}"
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}{upper}")
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from . import backend as _backend
 from . import reference
+from ._checks import check_dtype
 from ._registry import define, takes_gradient
 
 __all__ = ["massive_channels"]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 ROW_AXES = 3  # that the kernel takes, after axes that lie one inside the other have been merged
 
 
@@ -52,8 +52,7 @@ def massive_channels(x: Tensor, k: int, *, backend: str | None = None) -> tuple[
     """
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., D) with at least one token and one channel")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"x: got {x.dtype}, expected float32, bfloat16 or float16")
+    check_dtype("x", x.dtype)
     channels = x.shape[-1]
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)) or k < 1 or k > channels:
         raise ValueError(f"k: got {k!r}, expected an integer of at least 1 and at most {channels}, the channels of x")

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from . import backend as _backend
 from . import reference
+from ._checks import check_dtype, check_integer
 from ._registry import define, takes_gradient
 
 __all__ = ["MutualNearest", "cosine_argmax", "cosine_topk", "mutual_nearest"]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TOPK = 16  # most that the kernel keeps in registers
 ROWS = (1 << 32) - 1  # of a tensor in the kernel, where a row's index takes half of a 64-bit key
 PROGRAMS = (1 << 31) - 1  # of one launch, each with 64 x 64 scores or more
@@ -108,8 +108,7 @@ def cosine_topk(
     """
     args = _checked("query", query, query_inverse_norm, None, "key", key, key_inverse_norm, key_mask)
     query3, key3, query_norm, key_norm, _, mask = args
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: got {k!r}, expected an integer of at least 1")
+    check_integer("k", k, 1, None)
     if takes_gradient("cosine_topk", backend, query, key, query_inverse_norm, key_inverse_norm):
         found = reference.cosine_topk(query3, key3, k, query_norm, key_norm, mask)
     else:
@@ -182,8 +181,7 @@ def _checked(name, rows, inverse_norm, mask, other_name, other, other_inverse_no
 def _check_rows(name: str, t: Tensor) -> None:
     if t.ndim not in (2, 3) or t.shape[-1] == 0:
         raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected (rows, D) or (B, rows, D) with D of at least 1")
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name}: got {t.dtype}, expected float32, bfloat16 or float16")
+    check_dtype(name, t.dtype)
 
 
 def _per_row(name: str, t: Tensor | None, owner: str, rows: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -18,7 +18,6 @@ not below the K-th, more than K where they tie, as they often do after exp in ha
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from torch import Tensor
 
 from . import backend as _backend
 from . import reference
+from ._checks import check_dtype, check_integer, checked_pair
 from ._registry import define, takes_gradient
 
 __all__ = ["propagate_topk"]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TOPK = 32  # that the kernel keeps in registers
 KEYS = (1 << 31) - 1  # in the kernel, which counts the cells of all frames in 32 bits
 
@@ -81,7 +80,7 @@ def propagate_topk(
 
 def _checked(query, keys, labels, grid, radius, topk, temperature, global_frames) -> tuple[Any, ...]:
     """The arguments of the registered op, without the backend."""
-    h, w = _pair("grid", grid)
+    h, w = checked_pair("grid", grid)
     if query.ndim != 2 or query.shape[1] == 0:
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected (h*w, D) with D of at least 1")
     if query.shape[0] != h * w:
@@ -92,33 +91,15 @@ def _checked(query, keys, labels, grid, radius, topk, temperature, global_frames
     if labels.ndim != 3 or labels.shape[0] != frames or labels.shape[2] != h * w:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected ({frames}, C, {h * w})")
     for name, t in (("query", query), ("keys", keys), ("labels", labels)):
-        if t.dtype not in FLOATS:
-            raise ValueError(f"{name}: got {t.dtype}, expected float32, bfloat16 or float16")
+        check_dtype(name, t.dtype)
         if t.device != query.device:
             raise ValueError(f"{name}: got a tensor on {t.device}, expected one on {query.device}, where query is")
-    _check_integer("radius", radius, 0, None)
-    _check_integer("topk", topk, 1, None)
-    _check_integer("global_frames", global_frames, 0, frames)
+    check_integer("radius", radius, 0, None)
+    check_integer("topk", topk, 1, None)
+    check_integer("global_frames", global_frames, 0, frames)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: got {temperature!r}, expected a finite number above 0")
     return query, keys, labels, [h, w], radius, topk, float(temperature), global_frames
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    try:
-        first, second = (operator.index(v) for v in value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: got {value!r}, expected two integers (height, width)") from None
-    if first < 1 or second < 1:
-        raise ValueError(f"{name}: got {(first, second)}, expected two integers of at least 1")
-    return first, second
-
-
-def _check_integer(name: str, value: Any, least: int, most: int | None) -> None:
-    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        upper = "" if most is None else f" and at most {most}"
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}{upper}")
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from . import backend as _backend
 from . import reference
+from ._checks import check_dtype, checked_pair
 from ._registry import define, takes_gradient
 
 __all__ = ["upsampled_argmax", "upsampled_argmax_batch", "upsampled_planes"]
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PIXELS = (1 << 32) - 1  # of one image in the kernel, where a pixel's index takes half of a 64-bit key
 
 
@@ -48,7 +48,7 @@ def upsampled_planes(key: Tensor, grid: tuple[int, int], *, backend: str | None 
         ValueError: an argument that does not fit.
         BackendError: the backend cannot run here.
     """
-    h, w = _pair("grid", grid)
+    h, w = checked_pair("grid", grid)
     _check_rows("key", key)
     if key.shape[0] != h * w:
         raise ValueError(f"grid: got {(h, w)}, expected h * w = {key.shape[0]}, the rows of key")
@@ -90,7 +90,7 @@ def upsampled_argmax(
         ValueError: an argument that does not fit.
         BackendError: the backend cannot run here.
     """
-    (h, w), (height, width) = _pair("grid", grid), _pair("size", size)
+    (h, w), (height, width) = checked_pair("grid", grid), checked_pair("size", size)
     if mask is not None and mask.shape != (height, width):
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {(height, width)}")
     if planes is not None and planes.shape != (5, h, w):
@@ -142,7 +142,10 @@ def upsampled_argmax_batch(
         ValueError: an argument that does not fit.
         BackendError: the backend cannot run here.
     """
-    grid_list, size_list = [_pair("grids", g) for g in _plain(grids)], [_pair("sizes", s) for s in _plain(sizes)]
+    grid_list, size_list = (
+        [checked_pair("grids", g) for g in _plain(grids)],
+        [checked_pair("sizes", s) for s in _plain(sizes)],
+    )
     offsets = [operator.index(o) for o in _plain(query_offsets)]
     if len(size_list) != len(grid_list):
         raise ValueError(f"sizes: got {len(size_list)}, expected {len(grid_list)}, one per grid")
@@ -188,16 +191,6 @@ def _run(name, query, key, planes, mask, offsets, grids, sizes, backend) -> tupl
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    try:
-        first, second = (operator.index(v) for v in value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: got {value!r}, expected two integers (height, width)") from None
-    if first < 1 or second < 1:
-        raise ValueError(f"{name}: got {(first, second)}, expected two integers of at least 1")
-    return first, second
-
-
 def _plain(values: Any) -> Sequence[Any]:
     return values.tolist() if isinstance(values, Tensor) else values
 
@@ -205,8 +198,7 @@ def _plain(values: Any) -> Sequence[Any]:
 def _check_rows(name: str, t: Tensor) -> None:
     if t.ndim != 2 or t.shape[1] == 0:
         raise ValueError(f"{name}: got shape {tuple(t.shape)}, expected (rows, D) with D of at least 1")
-    if t.dtype not in FLOATS:
-        raise ValueError(f"{name}: got {t.dtype}, expected float32, bfloat16 or float16")
+    check_dtype(name, t.dtype)
 
 
 def _packed_masks(masks: Sequence[Tensor | None], sizes: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -182,7 +182,7 @@ _FLUX_TEMPORAL = {
 }  # fmt: skip
 
 _TINY = {
-    "block": 5, "timestep": 20, "size": 96, "ensemble": 4, "discard": (91,),
+    "block": 5, "timestep": 200, "size": 96, "ensemble": 4, "discard": (91,),
 }  # fmt: skip
 
 _CAPTIONS = f"{PAPER}; the reference code reads one long caption per image instead"

@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> list[str]:
 
 
 def test_the_table_names_the_massive_channel(photos, capsys) -> None:
-    assert main(["inspect", *photos, *SMALL, "--block", "5"]) == 0
+    assert main(["inspect", *photos, *SMALL, "--block", "5", "--timestep", "20"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "yes" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")][:4] == ["5", "20", "91", "yes"]
 

@@ -19,13 +19,14 @@ from .errors import InputError
 from .images import load_image
 from .types import Matches
 
-__all__ = ["Panel", "draw_heat_map", "draw_matches", "plan_panels"]
+__all__ = ["Panel", "draw_heat_map", "draw_matches", "draw_table", "plan_panels", "viridis"]
 
 Color = tuple[int, int, int]
 
 _FINE = 3  # the overlay is drawn this many times larger
 _MARGIN, _GAP = 20, 18
 _CAPTION, _TITLE, _LEGEND = 24, 36, 34
+_CELL = 64, 26  # (width, height) of a table's cell
 _WIDEST, _SHORTEST_ROW, _THINNEST, _COLUMN = 600, 260, 40, 170
 
 _PAPER: Color = (255, 255, 255)
@@ -185,6 +186,58 @@ def draw_heat_map(
             raise InputError.of("point", (x, y), f"x in 0..{shown.width - 1} and y in 0..{shown.height - 1}")
         overlay.marker(panels[0].at(x, y), _HUES[1], 5.0)
     return overlay.over(canvas)
+
+
+def draw_table(
+    values: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    about: str = "",
+    row_title: str = "",
+    column_title: str = "",
+    mark: tuple[int, int] | None = None,
+) -> Image.Image:
+    """A table of numbers with one decimal, each cell in the colour of its value.
+
+    Args:
+        values: (R, C) numbers; what is not finite stays grey.
+        rows, columns: their names.
+        title, about: two lines above everything.
+        row_title, column_title: what the names are.
+        mark: (row, column) to frame.
+
+    Raises:
+        InputError: names that do not fit the values.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or values.shape != (len(rows), len(columns)) or not values.size:
+        raise InputError.of("values", values.shape, f"shape ({len(rows)}, {len(columns)}), of at least one cell")
+    wide, high = _CELL
+    left, top = _MARGIN + 70, _MARGIN + 80
+    size = max(left + wide * len(columns) + _MARGIN, 480), top + high * len(rows) + _MARGIN
+    overlay = _Overlay(size)
+    limit = size[0] - 2 * _MARGIN
+    overlay.text((_MARGIN, _MARGIN + 6), title, 17, _INK, "lm", limit=limit)
+    overlay.text((_MARGIN, _MARGIN + 28), about, 13, _SOFT_INK, "lm", limit=limit)
+    overlay.text((left - 10, top - 12), row_title, 13, _SOFT_INK, "rm")
+    overlay.text((left + wide * len(columns) / 2, top - 30), column_title, 13, _SOFT_INK, "mm")
+    span = _span(values) or (0.0, 1.0)
+    for j, name in enumerate(columns):
+        overlay.text((left + (j + 0.5) * wide, top - 12), name, 13, _INK, "mm")
+    for i, name in enumerate(rows):
+        overlay.text((left - 10, top + (i + 0.5) * high), name, 13, _INK, "rm")
+        for j in range(len(columns)):
+            box = (left + j * wide, top + i * high, left + (j + 1) * wide, top + (i + 1) * high)
+            overlay.cell(box, float(values[i, j]), span, marked=(i, j) == mark)
+    return overlay.over(Image.new("RGB", size, _PAPER))
+
+
+def viridis(share: float) -> Color:
+    """The colour of a number in 0..1."""
+    red, green, blue = _colors(_VIRIDIS, np.array([share]))[0].round().tolist()
+    return int(red), int(green), int(blue)
 
 
 def plan_panels(sizes: Sequence[tuple[int, int]], *, height: int = 440, title: bool = False) -> list[Panel]:
@@ -392,6 +445,17 @@ class _Overlay:
         self.draw.rounded_rectangle((left, top, right, bottom), 4 * _FINE, (*tag.color, 240), (*_INK, 200), 2)
         ink = _INK if _luminance(tag.color) > 0.3 else _PAPER
         self.draw.text(((left + right) / 2, (top + bottom) / 2), tag.text, (*ink, 255), font, "mm")
+
+    def cell(self, box: _Box, value: float, span: tuple[float, float], *, marked: bool) -> None:
+        """A coloured rectangle with its number; framed where it is marked."""
+        left, top, right, bottom = (v * _FINE for v in box)
+        color = viridis(_share(value, span)) if math.isfinite(value) else _UNMATCHED
+        self.draw.rectangle((left + 2, top + 2, right - 3, bottom - 3), (*color, 255))
+        if marked:
+            self.draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), None, (*_HUES[5], 255), 3 * _FINE)
+        ink = _INK if _luminance(color) > 0.3 else _PAPER
+        centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        self.text(centre, f"{value:.1f}", 13, ink, "mm")
 
     def color_bar(self, panel: Panel, colors: str, span: tuple[float, float] | None) -> None:
         """Below a panel, with the values at its two ends."""

@@ -38,7 +38,7 @@ def test_errors_share_one_base() -> None:
 
 LAYERS = (  # arrows point down: a module imports from its own row or from rows further down
     {"cli", "demo", "__main__"},
-    {"benchmarks", "tiny"},
+    {"benchmarks", "tiny", "sweep", "sweep_cases"},
     {"extractor", "matching", "massive", "massive_plots", "draw"},
     {"backbones", "presets", "images", "warps", "calibration", "fuse", "fused_norm"},
     {"types", "errors"},

@@ -6,7 +6,7 @@
 >>> matches = ditf.match_points(source, target, [(100, 80)])
 """
 
-from . import massive
+from . import massive, sweep
 from .backbones import tap
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
@@ -35,6 +35,7 @@ __all__ = [
     "massive",
     "match_points",
     "similarity_map",
+    "sweep",
     "tap",
     "unfuse",
 ]

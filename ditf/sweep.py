@@ -654,7 +654,11 @@ def _interval(value: float, low: float, high: float, *, single: bool) -> Interva
     return Interval(float(value), None, None) if single else Interval(float(value), float(low), float(high))
 
 
-_MEASURED = ("PCK@0.1", "low", "high", "PCK@0.05", "low", "high", "median error")
+_MEASURED = (
+    *("PCK@0.1", "PCK@0.1 low", "PCK@0.1 high"),
+    *("PCK@0.05", "PCK@0.05 low", "PCK@0.05 high"),
+    "median error",
+)
 
 
 def _numbers(score: Score) -> list[float | None]:

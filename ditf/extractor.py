@@ -80,7 +80,7 @@ class FeatureExtractor:
         batch_images: how many same-sized images share one forward. 1 keeps every image's features bitwise independent
             of its neighbours; more is faster and agrees to about 1e-5 relative in float32.
         protocol: "ditf-code" or "ditf-paper", where the model has published values.
-        preset: a file that ``ditf.presets.save_preset`` wrote for this model, in place of ``task``'s preset.
+        preset: a file that ``ditf sweep`` wrote for this model, in place of ``task``'s preset.
         **overrides: any field of :class:`ExtractConfig`, or ``longest_side=``.
 
     Raises:

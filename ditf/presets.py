@@ -75,8 +75,9 @@ def find_preset(model: str, task: str, *, num_blocks: int, protocol: str | None 
         raise InputError.of("block", preset.config.block, f"an index in 0..{num_blocks - 1} of {model}")
     if preset.untuned:
         log.info(
-            "%s, task %s: %s are ditf defaults that nobody tuned; set them as keywords",
-            model, task, ", ".join(preset.untuned),
+            "%s, task %s: %s are ditf defaults that nobody tuned; set them as keywords, or find better ones: "
+            "ditf sweep IMAGES --model %s",
+            model, task, ", ".join(preset.untuned), model,
         )  # fmt: skip
     return preset
 
@@ -99,7 +100,7 @@ def save_preset(path: str | os.PathLike[str], preset: Preset, *, model: str, rev
 
 
 def load_preset(path: str | os.PathLike[str], model: str, *, num_blocks: int, revision: str | None = None) -> Preset:
-    """The preset that :func:`save_preset` wrote.
+    """The preset that ``ditf sweep`` or :func:`save_preset` wrote.
 
     Args:
         model: what it will be used with: the same hub id, or a local folder of the same name.
@@ -137,9 +138,9 @@ def _read_preset(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"preset: no such file: {path}; check the path (now in {Path.cwd()})") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"preset: {path} cannot be read ({error}); give a file that save_preset wrote") from None
+        raise InputError(f"preset: {path} cannot be read ({error}); give a file that ditf sweep wrote") from None
     if not isinstance(document, dict) or document.get(_FORMAT) != _VERSION:
-        raise InputError(f'preset: {path} is no preset of ditf (no "{_FORMAT}": {_VERSION}); give one of save_preset')
+        raise InputError(f'preset: {path} is no preset of ditf (no "{_FORMAT}": {_VERSION}); give one of ditf sweep')
     kinds: dict[str, Any] = {_FORMAT: int, "model": str, "revision": str | None, "config": dict, "source": dict}
     for name in document:
         if name not in kinds:

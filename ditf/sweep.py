@@ -249,8 +249,8 @@ def sweep(
         fx: its other settings hold: size, prompt, latent, seed. Load it with ``truncate=False``, or with ``block=`` the
             deepest one.
         images: pictures to match with warps of themselves, a dozen or more; anything the extractor takes.
-        points: pairs with keypoints in place of ``images``: a JSON file (:func:`read_pairs`) or the pairs. Every
-            second pair is held out.
+        points: pairs with keypoints in place of ``images``: a JSON file (:func:`read_pairs`) or the pairs. Half
+            of them are held out.
         blocks: default all.
         timesteps: noise levels in 0..1000.
         discard: "none", "auto", "preset", or channels. "preset" is left out where the preset discards nothing.

@@ -1,6 +1,7 @@
 """What a sweep is scored on: pictures and known warps of themselves, or pairs with keypoints.
 
-Every second target serves the choice of a setting, the others its report.
+One half of the targets serves the choice of a setting, the other its report: every second warp of a picture; of pairs,
+a half drawn once and for all, since files often list kinds or views in turn.
 
 Points are (x, y) in pixel-index coordinates, sizes are (H, W).
 """
@@ -128,6 +129,7 @@ def labelled_sources(pairs: Sequence[LabelledPair], config: ExtractConfig, pixel
     """
     if len(pairs) < 2:
         raise InputError.of("points", f"{len(pairs)} pairs", "two or more: one half chooses, the other reports")
+    held_out = set(np.random.default_rng(0).permutation(len(pairs))[: len(pairs) // 2].tolist())
     groups: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
         groups.setdefault(_digest(_pixels(pair.source)), []).append(i)
@@ -143,7 +145,7 @@ def labelled_sources(pairs: Sequence[LabelledPair], config: ExtractConfig, pixel
         def load(own: list[LabelledPair] = own) -> Case:
             return _labelled_case(own)
 
-        sources.append(Source(key, tuple(i % 2 for i in members), categories, side, load))
+        sources.append(Source(key, tuple(int(i in held_out) for i in members), categories, side, load))
     return sources
 
 

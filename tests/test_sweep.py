@@ -28,7 +28,7 @@ from ditf.extractor import TappedImage
 from ditf.massive import calibrated_channels
 from ditf.presets import load_preset
 from ditf.sweep import LabelledPair, _half_scores, sweep
-from ditf.sweep_cases import read_pairs, warped_sources
+from ditf.sweep_cases import labelled_sources, read_pairs, warped_sources
 from ditf.tiny.evaluate import random_checkpoint
 from ditf.warps import apply_homography, warped_copy
 
@@ -55,9 +55,9 @@ def count_forwards(fx: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> lis
     seen: list[tuple[int, ...]] = []
     run = fx.backbone.run
 
-    def counted(blocks, *arguments):
+    def counted(blocks, *arguments, **options):
         seen.append(tuple(blocks))
-        return run(blocks, *arguments)
+        return run(blocks, *arguments, **options)
 
     monkeypatch.setattr(fx.backbone, "run", counted)
     return seen
@@ -101,7 +101,8 @@ def test_several_timesteps_give_the_mean_of_their_unit_features(fx, tmp_path) ->
     torch.testing.assert_close(found.inverse_norm.double(), 1 / expected.norm(dim=1), rtol=1e-5, atol=0)
     assert (found.timestep, found.card["config"]["timestep"]) == (None, [20, 200, 500])
     assert "timestep" not in repr(found)
-    assert FeatureMap.load(found.save(tmp_path / "mean.safetensors")).card == found.card
+    loaded = FeatureMap.load(found.save(tmp_path / "mean.safetensors"))
+    assert (loaded.timestep, loaded.card["config"]["timestep"]) == (None, [20, 200, 500])
 
 
 def test_several_timesteps_serve_many_images_and_blocks_and_one_is_its_unit_features(fx) -> None:
@@ -137,6 +138,13 @@ def test_every_picture_is_run_once_per_timestep(fx, monkeypatch) -> None:
     seen = count_forwards(fx, monkeypatch)
     sweep(fx, [photo(0), photo(1)], normalization=["adaln", "none"], **SMALL)
     assert seen == [(1, 5)] * (2 * (1 + 2) * 2)  # pictures, each with two warps, at two timesteps
+
+
+def test_blocks_beyond_the_one_the_model_was_loaded_for_are_read() -> None:
+    short = FeatureExtractor.from_pretrained("ditf-tiny", device="cpu", size=SIZE, ensemble=1, block=1)
+    short(photo(0))
+    found = sweep(short, [photo(0)], blocks=[0, 7], timesteps=[20], discard=["none"], warps=2)
+    assert [row.setting.block for row in found.rows] == [0, 7]
 
 
 def test_scores_are_those_of_matching_the_warps_one_by_one(fx, result) -> None:
@@ -233,10 +241,10 @@ def test_a_warped_copy_shows_a_dot_where_its_map_says() -> None:
 
 def test_auto_discards_what_is_found_per_block_and_a_preset_file_names_the_channels(fx, monkeypatch) -> None:
     seen = count_forwards(fx, monkeypatch)
-    only = sweep(fx, [photo(0)], blocks=[1, 5], timesteps=[200], discard=["auto"], warps=2)
-    found = calibrated_channels(fx, [1, 5], 200)
+    only = sweep(fx, [photo(0)], blocks=[1, 5], timesteps=[210], discard=["auto"], warps=2)
+    found = calibrated_channels(fx, [1, 5], 210)
     assert {row.setting.block: row.channels for row in only.rows} == found
-    assert found[5], "block 5 of ditf-tiny has massive channels at timestep 200"
+    assert found[5], "block 5 of ditf-tiny has massive channels at timestep 210"
     assert only.preset.config.discard == (only.best.channels or "none")
     assert set(seen) == {(1, 5)}  # the calibration, too, takes all blocks from one forward
 
@@ -261,12 +269,12 @@ import ditf
 from ditf.sweep import sweep
 fx = ditf.FeatureExtractor.from_pretrained("ditf-tiny", truncate=False, device="cpu", size=48, ensemble=2)
 run, count = fx.backbone.run, 0
-def counted(*arguments):
+def counted(*arguments, **options):
     global count
     count += 1
     if count == {kill_at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return run(*arguments)
+    return run(*arguments, **options)
 fx.backbone.run = counted
 result = sweep(fx, [photo(0), photo(1)], folder={folder!r}, **SMALL)
 result.save({folder!r})
@@ -390,6 +398,17 @@ def test_identity_of_labelled_pairs_is_what_the_labels_say(fx, tmp_path) -> None
     assert short.rivals[0].held_out.pck_10.value == 0
 
 
+def test_the_halves_of_labelled_pairs_do_not_follow_their_order(fx) -> None:
+    """Two kinds in turn: both halves hold both, and each pair is in one."""
+    points = [((1.0 + i, 2.0),) for i in range(20)]
+    pairs = [LabelledPair(photo(i % 2), photo(2), one, one) for i, one in enumerate(points)]
+    first, second = labelled_sources(pairs, fx.config, 4)
+    for source in (first, second):
+        assert len(source.halves) == 10
+        assert 2 <= sum(source.halves) <= 8
+    assert sum(first.halves) + sum(second.halves) == 10
+
+
 def test_a_pair_of_a_picture_with_itself_is_found_exactly(fx) -> None:
     points = ((10.0, 12.0), (40.0, 30.0))
     pairs = [LabelledPair(photo(0), photo(0), points, points)] * 2
@@ -503,7 +522,7 @@ def test_the_preset_file_makes_the_best_features(fx, result, tmp_path) -> None:
 def test_a_preset_file_is_for_its_model_alone_and_knows_no_other_fields(result, tmp_path) -> None:
     result.save(tmp_path)
     path = tmp_path / "preset.json"
-    with pytest.raises(InputError, match="made for ditf-tiny, and the model is other"):
+    with pytest.raises(InputError, match="made for ditf-tiny, and the model is me/other"):
         load_preset(path, "me/other", num_blocks=8)
     with pytest.raises(InputError, match="block: got"):
         load_preset(path, "ditf-tiny", num_blocks=1)

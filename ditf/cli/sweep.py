@@ -207,8 +207,9 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 def _print(result: SweepResult, files: list[Path], clock: Clock) -> None:
     output = common.output_console()
     output.print(_score_table(result))
-    if not result.beats_rivals:
-        output.print("The best setting does not beat every rival on the held-out half.", style="yellow")
+    if ahead := [rival.name for rival in result.rivals if rival.held_out.mean >= result.best.held_out.mean]:
+        output.print(f"On the held-out half the best setting is not ahead of: {', '.join(ahead)}.", style="yellow")
+    output.print("The best constant shift is told the answers. PCK in %, 95% intervals over pictures.", style="dim")
     if not result.labelled:
         output.print(
             "Scored on warps of the pictures themselves: robustness to view and light, not semantics (--points).",

@@ -320,6 +320,8 @@ def test_given_embeddings_load_no_text_encoder(tmp_path: Path):
     assert not backbone._parts._text_loads  # pyright: ignore
     with pytest.raises(InputError, match="embeddings: got 'pooled', expected arguments of ChromaPipeline: prompt_emb"):
         backbone.remember("a cat", pooled=tokens)
+    with pytest.raises(InputError, match="prompt_embeds: got 'str', expected a tensor of one row"):
+        backbone.remember("a cat", prompt_embeds="a cat")
 
 
 # ---- what cannot be fed ------------------------------------------------------------------------------------------

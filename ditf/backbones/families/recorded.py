@@ -127,10 +127,14 @@ class Recorded(DiffusionFamily):
         return text
 
     def given_text(self, prompt: str, embeddings: Mapping[str, Any]) -> Text:
+        """Embeddings named as the arguments of the pipeline's call, which takes them in place of a prompt."""
         accepted = inspect.signature(self.kind.__call__).parameters
         if unknown := sorted(set(embeddings) - set(accepted)) or ([] if embeddings else ["none"]):
             names = ", ".join(name for name in accepted if "prompt_embeds" in name or "mask" in name)
             raise InputError.of("embeddings", unknown[0], f"arguments of {self.kind.__name__}: {names}")
+        for name, value in embeddings.items():
+            if not all(isinstance(entry, Tensor) for entry in (value if isinstance(value, list) else [value])):
+                raise InputError.of(name, type(value).__name__, "a tensor of one row, or a list of one tensor")
         text = {"prompt": None, "given": _on_cpu(dict(embeddings))}
         if self._memory.pair is None:
             self._memory.pair = (text, {"prompt": None, "given": {n: _twice(v) for n, v in text["given"].items()}})

@@ -236,7 +236,7 @@ def test_the_pipeline_itself_is_left_as_it_was():
     backbone = backbone_from(pipeline)
     backbone.remember("x", **CASES["chroma"].text())
     backbone.inputs(noise(1, 1, 8, 12), 260, ["x"])
-    backbone.remember("y", prompt_embeds="no tensor")
+    backbone.remember("y", prompt_embeds=noise(1, 32))
     with pytest.raises(ModelError, match="ChromaPipeline cannot prepare its transformer's inputs"):
         backbone.inputs(noise(1, 1, 8, 12), 260, ["y"])
     assert (dict(vars(pipeline)), module.randn_tensor, dict(pipeline.scheduler.__dict__)) == before

@@ -12,7 +12,6 @@ the same shapes give the same bits.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -20,125 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numbers import INTERPRETED, NO_KEY, NORM_FLOOR, is_finite, key_index, key_value, load_float32, ordered_key
+from .numbers import INTERPRETED, NO_KEY, is_finite, key_index, key_value, ordered_key
+from .rows import dots, floats, inverse_norms, shared_memory, widens
 
 __all__ = ["cosine_argmax", "cosine_topk", "mutual_nearest"]
-
-
-# --- inverse norms ---------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _prepare_rows(
-    block,
-    x_ptr,  # (B, n, D)
-    inverse_ptr,  # (B, n) contiguous; None: the norms were given
-    best_ptr,  # (B, n) contiguous int64 keys; None: nothing is chosen for these rows
-    stride_batch,
-    stride_row,
-    stride_channel,
-    n_rows,  # n
-    n_all,  # B * n
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    own = block.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = own < n_all
-    if best_ptr is not None:
-        tl.store(best_ptr + own, tl.full([BLOCK_ROWS], NO_KEY, tl.int64), mask=inside)
-    if inverse_ptr is not None:
-        row_ptr = x_ptr + own // n_rows * stride_batch + own % n_rows * stride_row
-        square = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
-        for first in range(0, D, BLOCK_D):
-            channel = first + tl.arange(0, BLOCK_D)
-            offset = channel.to(tl.int64) * stride_channel
-            x = load_float32(row_ptr[:, None] + offset[None, :], inside[:, None] & (channel < D)[None, :])
-            square += x * x
-        length = tl.sqrt_rn(tl.sum(square, 1))
-        inverse = tl.div_rn(1.0, tl.maximum(length, NORM_FLOOR))
-        tl.store(inverse_ptr + own, tl.where(is_finite(length), inverse, float("nan")), mask=inside)
-
-
-@triton.jit(do_not_specialize=["n_queries", "n_all_queries", "n_keys", "n_all_keys", "n_query_blocks"])
-def _prepare_kernel(
-    query_ptr,  # (B, N, D)
-    key_ptr,  # (B, M, D)
-    query_inverse_ptr,  # (B, N), or None where given
-    key_inverse_ptr,  # (B, M), or None where given
-    query_best_ptr,  # (B, N), or None where the answer needs no start
-    key_best_ptr,  # (B, M), likewise
-    stride_query_batch,
-    stride_query_row,
-    stride_query_channel,
-    stride_key_batch,
-    stride_key_row,
-    stride_key_channel,
-    n_queries,
-    n_all_queries,
-    n_keys,
-    n_all_keys,
-    n_query_blocks,  # programs that work on queries; the others work on keys
-    D: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    program = tl.program_id(0)
-    if program < n_query_blocks:
-        _prepare_rows(
-            program, query_ptr, query_inverse_ptr, query_best_ptr, stride_query_batch, stride_query_row,
-            stride_query_channel, n_queries, n_all_queries, D, BLOCK_ROWS, BLOCK_D,
-        )  # fmt: skip
-    else:
-        _prepare_rows(
-            program - n_query_blocks, key_ptr, key_inverse_ptr, key_best_ptr, stride_key_batch, stride_key_row,
-            stride_key_channel, n_keys, n_all_keys, D, BLOCK_ROWS, BLOCK_D,
-        )  # fmt: skip
 
 
 # --- a tile of the product -------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _dots(
-    query_ptr,  # (N, D)
-    key_ptr,  # (M, D)
-    stride_query_row,
-    stride_query_channel,
-    stride_key_row,
-    stride_key_channel,
-    first_query,
-    first_key,
-    n_queries,
-    n_keys,
-    D: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """(BLOCK_QUERIES, BLOCK_KEYS) float32. Rows beyond the end repeat the last one: loads need no masks for them."""
-    query = tl.minimum(first_query + tl.arange(0, BLOCK_QUERIES).to(tl.int64), n_queries - 1)
-    key = tl.minimum(first_key + tl.arange(0, BLOCK_KEYS).to(tl.int64), n_keys - 1)
-    query_row = (query_ptr + query * stride_query_row)[:, None]
-    key_row = (key_ptr + key * stride_key_row)[None, :]
-    dots = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        channel = first + tl.arange(0, BLOCK_D)
-        offset = channel.to(tl.int64)
-        q_ptr = query_row + (offset * stride_query_channel)[None, :]  # (BLOCK_QUERIES, BLOCK_D)
-        k_ptr = key_row + (offset * stride_key_channel)[:, None]  # (BLOCK_D, BLOCK_KEYS)
-        valid = channel < D
-        if WIDEN:
-            q, k = load_float32(q_ptr, valid[None, :]), load_float32(k_ptr, valid[:, None])
-            dots = tl.dot(q, k, dots, input_precision="ieee")  # TF32 would cost ten bits
-        elif D % BLOCK_D == 0:
-            dots = tl.dot(tl.load(q_ptr), tl.load(k_ptr), dots)
-        else:
-            q = tl.load(q_ptr, mask=valid[None, :], other=0.0)
-            k = tl.load(k_ptr, mask=valid[:, None], other=0.0)
-            dots = tl.dot(q, k, dots)
-    return dots
+def _rows(first, count, BLOCK: tl.constexpr):
+    """A block of rows from first on; the last one stands in for those beyond the end: loads need no masks for them."""
+    return tl.minimum(first + tl.arange(0, BLOCK).to(tl.int64), count - 1)
 
 
 @triton.jit
@@ -216,23 +109,23 @@ def _argmax_kernel(
     row, column = tl.swizzle2d(tile // columns, tile % columns, rows, columns, GROUP)
     first_query, first_key = row.to(tl.int64) * BLOCK_QUERIES, column.to(tl.int64) * BLOCK_KEYS
 
-    dots = _dots(
+    products = dots(
         query_ptr + batch * stride_query_batch, key_ptr + batch * stride_key_batch,
-        stride_query_row, stride_query_channel, stride_key_row, stride_key_channel,
-        first_query, first_key, n_queries, n_keys, D, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_D, WIDEN,
+        _rows(first_query, n_queries, BLOCK_QUERIES), _rows(first_key, n_keys, BLOCK_KEYS),
+        stride_query_row, stride_query_channel, stride_key_row, stride_key_channel, D, BLOCK_D, WIDEN,
     )  # fmt: skip
     key_factor = _factor(
         key_inverse_ptr, key_mask_ptr, stride_key_inverse_batch, stride_key_inverse_row, stride_key_mask_batch,
         stride_key_mask_row, batch, first_key, n_keys, BLOCK_KEYS,
     )  # fmt: skip
-    scores = _choosable(dots * key_factor[None, :])
+    scores = _choosable(products * key_factor[None, :])
     _keep_best(query_best_ptr + batch * n_queries + first_query, scores, 1, first_key, n_queries - first_query)
     if key_best_ptr is not None:
         query_factor = _factor(
             query_inverse_ptr, query_mask_ptr, stride_query_inverse_batch, stride_query_inverse_row,
             stride_query_mask_batch, stride_query_mask_row, batch, first_query, n_queries, BLOCK_QUERIES,
         )  # fmt: skip
-        scores = _choosable(dots * query_factor[:, None])
+        scores = _choosable(products * query_factor[:, None])
         _keep_best(key_best_ptr + batch * n_keys + first_key, scores, 0, first_query, n_keys - first_key)
 
 
@@ -286,16 +179,16 @@ def _topk_kernel(
 
     for tile in range(part * tiles_per_part, tl.minimum((part + 1) * tiles_per_part, columns)):
         first_key = tile * BLOCK_KEYS
-        dots = _dots(
+        products = dots(
             query_ptr + batch * stride_query_batch, key_ptr + batch * stride_key_batch,
-            stride_query_row, stride_query_channel, stride_key_row, stride_key_channel,
-            first_query, first_key, n_queries, n_keys, D, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_D, WIDEN,
+            _rows(first_query, n_queries, BLOCK_QUERIES), _rows(first_key, n_keys, BLOCK_KEYS),
+            stride_query_row, stride_query_channel, stride_key_row, stride_key_channel, D, BLOCK_D, WIDEN,
         )  # fmt: skip
         key_factor = _factor(
             key_inverse_ptr, key_mask_ptr, stride_key_inverse_batch, stride_key_inverse_row, stride_key_mask_batch,
             stride_key_mask_row, batch, first_key, n_keys, BLOCK_KEYS,
         )  # fmt: skip
-        scores = _choosable(dots * key_factor[None, :])
+        scores = _choosable(products * key_factor[None, :])
 
         # Rounds until no row's next best would enter; at most KEEP, and few once the first tiles are done.
         candidate, where = _best_of_tile(scores, first_key)
@@ -417,7 +310,6 @@ INTERPRETER = (Tile(64, 64, 64, 4, 1),)  # few programs, because each one costs 
 
 GROUP = 8
 MULTIPROCESSORS = 132  # of an H100 or H200; not asked of the device, so that tiles, and sums, are the same everywhere
-PREPARE = {"BLOCK_ROWS": 4, "BLOCK_D": 256, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 DECODE = {"BLOCK": 128, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 MERGE = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 MERGED = 1024  # 64-bit keys of one program of the merge
@@ -457,12 +349,12 @@ def cosine_topk(
 ) -> tuple[Tensor, Tensor]:
     """The op of the same name, for k of at most 16, on tensors Triton can reach."""
     (batch, n_queries, channels), n_keys = query.shape, key.shape[1]
-    query_inverse, key_inverse = _prepared(query, key, query_inverse, key_inverse, None, None)
+    query_inverse, key_inverse = inverse_norms(query, key, query_inverse, key_inverse, None, None)
     index = torch.empty((batch, n_queries, k), dtype=torch.int64, device=query.device)
     score = torch.empty((batch, n_queries, k), dtype=torch.float32, device=query.device)
     if index.numel() == 0:
         return index, score
-    widen = _widens(query, key)
+    widen = widens(query, key)
     tile = _tile(FLOAT32_TOPK if widen else HALF_TOPK, query, n_keys)
     rows, columns = triton.cdiv(n_queries, tile.queries), triton.cdiv(n_keys, tile.keys)
     parts = max(1, min(columns, PARTS, triton.cdiv(2 * MULTIPROCESSORS, batch * rows)))
@@ -491,10 +383,10 @@ def _best(
     (batch, n_queries, channels), n_keys = query.shape, key.shape[1]
     query_best = torch.empty((batch, n_queries), dtype=torch.int64, device=query.device)
     key_best = torch.empty((batch, n_keys), dtype=torch.int64, device=query.device) if mutual else None
-    query_inverse, key_inverse = _prepared(query, key, query_inverse, key_inverse, query_best, key_best)
+    query_inverse, key_inverse = inverse_norms(query, key, query_inverse, key_inverse, query_best, key_best)
     if batch * n_queries * n_keys == 0:
         return query_best, key_best, query_inverse, key_inverse
-    widen = _widens(query, key)
+    widen = widens(query, key)
     tile = _tile(FLOAT32 if widen else HALF, query, n_keys)
     programs = batch * triton.cdiv(n_queries, tile.queries) * triton.cdiv(n_keys, tile.keys)
     with torch.cuda.device_of(query):
@@ -507,25 +399,9 @@ def _best(
     return query_best, key_best, query_inverse, key_inverse
 
 
-def _prepared(query, key, query_inverse, key_inverse, query_best, key_best) -> tuple[Tensor, Tensor]:
-    """The inverse norms, computed where not given; keys of the answers (None: not needed) set to NO_KEY."""
-    new_query = None if query_inverse is not None else _floats(query)
-    new_key = None if key_inverse is not None else _floats(key)
-    all_queries, all_keys = query.shape[0] * query.shape[1], key.shape[0] * key.shape[1]
-    query_blocks = 0 if new_query is None and query_best is None else triton.cdiv(all_queries, PREPARE["BLOCK_ROWS"])
-    key_blocks = 0 if new_key is None and key_best is None else triton.cdiv(all_keys, PREPARE["BLOCK_ROWS"])
-    if query_blocks + key_blocks:
-        with torch.cuda.device_of(query):
-            _prepare_kernel[(query_blocks + key_blocks,)](
-                query, key, new_query, new_key, query_best, key_best, *query.stride(), *key.stride(),
-                query.shape[1], all_queries, key.shape[1], all_keys, query_blocks, D=query.shape[2], **PREPARE,
-            )  # fmt: skip
-    return query_inverse if new_query is None else new_query, key_inverse if new_key is None else new_key
-
-
 def _decode(best: Tensor, inverse: Tensor, other_index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Index, score and, where the choices of the other side are given, whether the choice is mutual."""
-    index, score = torch.empty_like(best), _floats(best)
+    index, score = torch.empty_like(best), floats(best)
     mutual = torch.empty(best.shape if other_index is not None else 0, dtype=torch.bool, device=best.device)
     if best.numel():
         with torch.cuda.device_of(best):
@@ -543,25 +419,9 @@ def _tile(tiles: tuple[Tile, ...], query: Tensor, n_keys: int) -> Tile:
     batch, n_queries = query.shape[:2]
     for tile in tiles[:-1]:
         count = batch * triton.cdiv(n_queries, tile.queries) * triton.cdiv(n_keys, tile.keys)
-        if count >= MULTIPROCESSORS and tile.shared() <= _shared_memory(query.device):
+        if count >= MULTIPROCESSORS and tile.shared() <= shared_memory(query.device):
             return tile
     return tiles[-1]
-
-
-@functools.lru_cache(maxsize=16)
-def _shared_memory(device: torch.device) -> int:
-    """Bytes a program may take: 227 KB on an H100, 99 KB on a consumer's card."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
-
-
-def _widens(query: Tensor, key: Tensor) -> bool:
-    """Whether operands become float32 before they are multiplied; else the tensor cores take them as they are."""
-    return query.dtype != key.dtype or key.dtype == torch.float32 or INTERPRETED.value
-
-
-def _floats(rows: Tensor) -> Tensor:
-    return torch.empty(rows.shape[:2], dtype=torch.float32, device=rows.device)
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:

@@ -17,47 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .nearest import _prepared, _shared_memory, _widens
 from .numbers import INTERPRETED, NO_KEY, is_finite, key_index, key_value, load_float32, ordered_key
+from .rows import dots, inverse_norms, shared_memory, widens
 
 __all__ = ["propagate_topk"]
 
 ABOVE_ALL = tl.constexpr(2**63 - 1)  # above every key
-
-
-@triton.jit
-def _dots(
-    query_ptr,
-    key_ptr,
-    query,  # (queries,) int64 rows
-    key,  # (keys,) int64 rows
-    stride_query_row,
-    stride_query_channel,
-    stride_key_row,
-    stride_key_channel,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    query_row = (query_ptr + query * stride_query_row)[:, None]
-    key_row = (key_ptr + key * stride_key_row)[None, :]
-    dots = tl.zeros([query.shape[0], key.shape[0]], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        channel = first + tl.arange(0, BLOCK_D)
-        offset = channel.to(tl.int64)
-        q_ptr = query_row + (offset * stride_query_channel)[None, :]  # (queries, BLOCK_D)
-        k_ptr = key_row + (offset * stride_key_channel)[:, None]  # (BLOCK_D, keys)
-        valid = channel < D
-        if WIDEN:
-            q, k = load_float32(q_ptr, valid[None, :]), load_float32(k_ptr, valid[:, None])
-            dots = tl.dot(q, k, dots, input_precision="ieee")  # TF32 would cost ten bits
-        elif D % BLOCK_D == 0:
-            dots = tl.dot(tl.load(q_ptr), tl.load(k_ptr), dots)
-        else:
-            q = tl.load(q_ptr, mask=valid[None, :], other=0.0)
-            k = tl.load(k_ptr, mask=valid[:, None], other=0.0)
-            dots = tl.dot(q, k, dots)
-    return dots
 
 
 @triton.jit
@@ -118,7 +83,7 @@ def _choose_kernel(
         first_v, first_u = top + (patch // patches_x) * KEY_ROWS, left + (patch % patches_x) * KEY_COLUMNS
         v, u = first_v + other // KEY_COLUMNS, first_u + other % KEY_COLUMNS
         cell = (tl.minimum(v, h - 1) * w + tl.minimum(u, w - 1)).to(tl.int64)
-        dots = _dots(
+        products = dots(
             query_ptr, keys_ptr + frame.to(tl.int64) * stride_keys_frame, query, cell,
             stride_query_row, stride_query_channel, stride_keys_row, stride_keys_channel, D, BLOCK_D, WIDEN,
         )  # fmt: skip
@@ -126,7 +91,7 @@ def _choose_kernel(
         inverse = tl.load(inverse_ptr + first + cell, mask=(v < bottom) & (u < right), other=float("nan"))
         near_y = tl.abs(y[:, None] - v[None, :]) <= reach
         near = near_y & (tl.abs(x[:, None] - u[None, :]) <= reach)
-        scores = dots * inverse[None, :]
+        scores = products * inverse[None, :]
         scores = tl.where(near & is_finite(scores), scores, float("-inf"))
 
         # Rounds until no query's next best would enter; at most TOPK, and few once the first patches are done.
@@ -244,10 +209,10 @@ def propagate_topk(
     out = torch.empty((classes, h * w), dtype=torch.float32, device=query.device)
     index = torch.empty((h * w, topk), dtype=torch.int64, device=query.device)
     score = torch.empty((h * w, topk), dtype=torch.float32, device=query.device)
-    query_inverse, inverse = _prepared(query[None], keys, None, None, None, None)
-    widen, keep = _widens(query, keys), triton.next_power_of_2(topk)
+    query_inverse, inverse = inverse_norms(query[None], keys, None, None, None, None)
+    widen, keep = widens(query, keys), triton.next_power_of_2(topk)
     best = torch.empty((h * w, frames, keep), dtype=torch.int64, device=query.device)
-    options = choose_options(widen, 0 if INTERPRETED.value else _shared_memory(query.device))
+    options = choose_options(widen, 0 if INTERPRETED.value else shared_memory(query.device))
     tiles = triton.cdiv(h, options["QUERY_ROWS"]) * triton.cdiv(w, options["QUERY_COLUMNS"])
     with torch.cuda.device_of(query):
         if frames:

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from ditf_kernels._triton import adaln, channels, nearest, propagate, upsampled
+from ditf_kernels._triton import adaln, channels, nearest, propagate, rows, upsampled
 
 
 def compiled(kernel, types, constants, options):
@@ -110,18 +110,19 @@ def blend_case(labels="fp32", **flags):
 
 
 def nearest_case(name, query="fp16", key=None, width=3072, tile=None, **flags):
-    kernel, key = getattr(nearest, f"_{name}_kernel"), key or query
+    home, key = rows if name == "prepare" else nearest, key or query
+    kernel = getattr(home, f"_{name}_kernel")
     types = {
         "query_ptr": f"*{query}", "key_ptr": f"*{key}", "query_inverse_ptr": "*fp32", "key_inverse_ptr": "*fp32",
         "query_mask_ptr": "*u8", "key_mask_ptr": "*u8", "query_best_ptr": "*i64", "key_best_ptr": "*i64",
         "best_ptr": "*i64", "inverse_ptr": "*fp32", "other_index_ptr": "*i64", "index_ptr": "*i64",
         "score_ptr": "*fp32", "mutual_ptr": "*i1",
     }  # fmt: skip
-    table, options = split(tile.options() if tile else getattr(nearest, name.upper()))
-    rows = ("query_inverse", "key_inverse", "query_mask", "key_mask", "inverse")
+    table, options = split(tile.options() if tile else getattr(home, name.upper()))
+    contiguous = ("query_inverse", "key_inverse", "query_mask", "key_mask", "inverse")
     constants = {
         **table, "D": width, "GROUP": nearest.GROUP, "WIDEN": "fp32" in (query, key), "stride_query_channel": 1,
-        "stride_key_channel": 1, **{f"stride_{of}_row": 1 for of in rows}, **flags,
+        "stride_key_channel": 1, **{f"stride_{of}_row": 1 for of in contiguous}, **flags,
     }  # fmt: skip
     constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
     return compiled(kernel, types, constants, options)

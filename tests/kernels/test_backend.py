@@ -218,7 +218,7 @@ def test_a_fault_in_a_kernel_is_found(monkeypatch, counts, op, change, message):
         ("adaln", "adaln", "_adaln_kernel", {"BLOCK_D": 8}),  # half of each row
         ("massive_channels", "channels", "_partial_kernel", {"D": 8}),
         ("massive_channels", "channels", "_rank_kernel", {"D": 8}),
-        ("cosine_argmax", "nearest", "_prepare_kernel", {"D": 8}),
+        ("cosine_argmax", "rows", "_prepare_kernel", {"D": 8}),
         ("cosine_argmax", "nearest", "_argmax_kernel", {"D": 8}),
         ("mutual_nearest", "nearest", "_argmax_kernel", {"BLOCK_QUERIES": 2}),  # a program for 64 sees two
         ("cosine_topk", "nearest", "_topk_kernel", {"D": 8}),

@@ -515,7 +515,7 @@ def test_the_tile_is_the_largest_that_fills_the_device_and_fits_its_memory(monke
 
     monkeypatch.setattr(kernels, "INTERPRETED", No)
     memory = {"bytes": 227 * 1024}
-    monkeypatch.setattr(kernels, "_shared_memory", lambda device: memory["bytes"])
+    monkeypatch.setattr(kernels, "shared_memory", lambda device: memory["bytes"])
 
     def tile(batch, n, m, tiles=kernels.HALF):
         return kernels._tile(tiles, torch.empty(batch, n, 8, device="meta"), m)[:2]

@@ -45,8 +45,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
+# vos-benchmark is an oracle of the tests; its dependencies would put OpenCV's desktop build over the headless one.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
-	# an oracle of the tests; with its dependencies it would put OpenCV's desktop build over the headless one
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps vos-benchmark
 	touch $@

@@ -129,6 +129,7 @@ class FeatureExtractor:
         batch_images: int = 1,
         protocol: str | None = None,
         preset: str | os.PathLike[str] | None = None,
+        prompt_cache: bool | str | os.PathLike[str] = True,
         **overrides: Any,
     ) -> FeatureExtractor:
         """Load a model by hub id, local folder or the bundled ``"ditf-tiny"``.
@@ -141,14 +142,18 @@ class FeatureExtractor:
             device: default cuda, else mps, else cpu.
             revision, token, local_files_only: as in ``huggingface_hub``.
             truncate: read neither the blocks after ``block``, nor the output head, nor the VAE decoder.
+            prompt_cache: keep encoded prompts on disk, so that the next run loads no text encoder for them: True for
+                ``$DITF_CACHE/prompts`` or ``~/.cache/ditf/prompts``, or a folder; False, or an empty ``DITF_CACHE``,
+                keeps none.
 
         Raises:
             ModelError: unknown, gated, offline or no diffusion transformer; says what to try.
             InputError: as the constructor.
         """
         backbone = load_backbone(
-            model, dtype=dtype, device=device, revision=revision, token=token, local_files_only=local_files_only
-        )
+            model, dtype=dtype, device=device, revision=revision, token=token, local_files_only=local_files_only,
+            prompt_cache=prompt_cache,
+        )  # fmt: skip
         extractor = cls(
             backbone, task=task, fused=fused, batch_images=batch_images, protocol=protocol, preset=preset, **overrides
         )  # fmt: skip

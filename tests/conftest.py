@@ -11,12 +11,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import atexit
+import shutil
 import socket
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# never the user's own; processes that tests start inherit it
+os.environ["DITF_CACHE"] = tempfile.mkdtemp(prefix="ditf-cache-")
+atexit.register(shutil.rmtree, os.environ["DITF_CACHE"], ignore_errors=True)
 
 LOOPBACK = ("127.", "localhost", "::1")
 

@@ -19,6 +19,7 @@ from .families.recording import mapped
 from .latents import Posterior, encode
 from .parts import Parts
 from .run import BlockInput, run_to_blocks
+from .text_cache import TextCache
 
 __all__ = ["Backbone"]
 
@@ -37,9 +38,17 @@ class Backbone:
         default_guidance: guidance to embed when none is given, or None for models without.
     """
 
-    def __init__(self, name: str, revision: str | None, family: Family, parts: Parts, num_blocks: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        family: Family,
+        parts: Parts,
+        num_blocks: int,
+        text_cache: TextCache | None = None,
+    ) -> None:
         self.name, self.revision, self.num_blocks = name, revision, num_blocks
-        self._family, self._parts = family, parts
+        self._family, self._parts, self._text_cache = family, parts, text_cache
         self._texts: dict[str, Text] = {}
         self._lock = threading.RLock()
         if family.name == "flux" and self.dtype == torch.float16:
@@ -97,7 +106,7 @@ class Backbone:
         self._parts.truncate_after(block)
 
     def text(self, prompts: Sequence[str]) -> dict[str, Text]:
-        """Encode each distinct prompt once, alone; later calls answer from the cache.
+        """Encode each distinct prompt once, alone; later calls answer from memory, later runs from disk.
 
         Returns:
             Prompt -> what the transformer's forward takes of it, one row each, on the CPU.
@@ -108,6 +117,7 @@ class Backbone:
         """
         with self._lock:
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+            new = [prompt for prompt in new if not self._recalled(prompt)]
             if new and self._family.reads_text:
                 log.info("encoding %d prompts", len(new))
                 self._parts.use_text(lambda pipeline, device: self._encode(new, pipeline, device))
@@ -202,8 +212,26 @@ class Backbone:
             self._parts.transformer, blocks, inputs, grid, site=site, activation=activation, condition=condition
         )
 
+    def _recalled(self, prompt: str) -> bool:
+        """Whether the encoded prompt was on disk; it is in memory now."""
+        if self._text_cache is None:
+            return False
+        if self._family.learned is None:
+            learned = self._text_cache.load(None)
+            if learned is None:
+                return False
+            self._family.relearn(learned)
+        text = self._text_cache.load(prompt)
+        if text is not None:
+            self._texts[prompt] = text
+        return text is not None
+
     def _encode(self, prompts: Sequence[str], pipeline: Any, device: torch.device) -> None:
         with torch.inference_mode(False), torch.no_grad():  # cached tensors outlive the caller's mode
             for prompt in prompts:
                 text = self._family.encode_prompt(pipeline, prompt, device)
                 self._texts[prompt] = mapped(text, lambda value: value.detach().cpu())
+                if self._text_cache is not None:
+                    self._text_cache.save(prompt, self._texts[prompt])
+        if self._text_cache is not None and self._family.learned:
+            self._text_cache.save(None, self._family.learned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .latents import space_of
 from .parts import CheckpointParts, GivenParts, Parts
 from .source import BUNDLED, Files
 from .stacks import block_count, block_sites, unwrap
+from .text_cache import TextCache, cache_folder
 from .weights import empty
 
 __all__ = ["backbone_from", "load_backbone"]
@@ -33,6 +35,7 @@ def load_backbone(
     token: str | bool | None = None,
     local_files_only: bool = False,
     truncate: bool = True,
+    prompt_cache: bool | str | os.PathLike[str] = True,
 ) -> Backbone:
     """Open a checkpoint; only configs are read now, weights when they are needed.
 
@@ -45,12 +48,14 @@ def load_backbone(
             always float32.
         device: default cuda, else mps, else cpu.
         revision, token, local_files_only: as in ``huggingface_hub``.
+        prompt_cache: keep encoded prompts on disk, so that another run needs no text encoder for them: in this folder,
+            or True for the usual one (see :func:`ditf.backbones.text_cache.cache_folder`); False keeps none.
 
     Raises:
         ModelError: unknown, gated, offline or incomplete; or no diffusion transformer that ditf can feed.
-        InputError: a block out of range, or a device or dtype that cannot be used.
+        InputError: a block out of range, or a device, dtype or cache folder that cannot be used.
     """
-    where = _device(device)
+    where, kept_in = _device(device), cache_folder(prompt_cache)
     kind = _dtype(dtype, where)
     files = Files(str(source), revision, token, local_files_only)
     folder = files.folder
@@ -61,7 +66,7 @@ def load_backbone(
     else:
         if folder is not None and not (folder / "model_index.json").is_file():
             raise ModelError(_no_pipeline(folder))
-        backbone = _pipeline(files, where, kind)
+        backbone = _pipeline(files, where, kind, kept_in)
     if block is not None:
         if not 0 <= block < backbone.num_blocks:
             raise InputError.of("block", block, f"an index in 0..{backbone.num_blocks - 1} of {source}")
@@ -115,7 +120,7 @@ def backbone_from(
     return Backbone(called, None, family, parts, len(block_sites(core)))
 
 
-def _pipeline(files: Files, device: torch.device, dtype: torch.dtype) -> Backbone:
+def _pipeline(files: Files, device: torch.device, dtype: torch.dtype, kept_in: Path | None) -> Backbone:
     import diffusers
 
     index = _index(files)
@@ -156,7 +161,8 @@ def _pipeline(files: Files, device: torch.device, dtype: torch.dtype) -> Backbon
     family = _family(named["transformer"], complete, vae_config, scheduler, index, loaded, getattr(diffusers, kind))
     if vae_config:
         family.check_latents(space_of(vae_config).channels)
-    return Backbone(files.source, revision, family, loaded, _block_count(classes["transformer"], complete))
+    cache = None if kept_in is None else _text_cache(kept_in, pinned, index, family, loaded)
+    return Backbone(files.source, revision, family, loaded, _block_count(classes["transformer"], complete), cache)
 
 
 def _family(
@@ -173,6 +179,47 @@ def _family(
     if transformer in FAMILIES:
         return FAMILIES[transformer](config, space.pixels, scheduler, index)
     return Recorded(config, space.pixels, scheduler, index, space=space, kind=kind, pipeline=lambda: parts.pipeline)
+
+
+def _text_cache(
+    folder: Path, files: Files, index: Mapping[str, Any], family: Family, parts: CheckpointParts
+) -> TextCache | None:
+    """Where this model's encoded prompts are kept; None where it reads no text, or its commit is not known."""
+    import diffusers
+    import transformers
+
+    from .. import __version__
+
+    local = files.folder
+    if not family.reads_text or (local is None and not _is_commit(files.revision)):
+        return None
+    kind = index["_class_name"]
+    encode = inspect.signature(getattr(diffusers, kind).encode_prompt).parameters
+    limits = {name: p.default for name, p in encode.items() if "length" in name and isinstance(p.default, int)}
+    identity = {
+        "model": files.source if local is None else str(local.resolve()),
+        "revision": files.revision if local is None else None,
+        "pipeline": kind,
+        "family": family.name,
+        "limits": limits,
+        "dtype": str(parts.dtype),
+        "device": parts.device.type,
+        "versions": {
+            "ditf": __version__,
+            "torch": str(torch.__version__),
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    reading = [
+        name for name, value in index.items() if isinstance(value, list) and name not in (*_NO_TEXT, "scheduler")
+    ]
+    return TextCache(folder, identity, local, reading)
+
+
+def _is_commit(revision: str | None) -> bool:
+    """Whether a revision names one state of a repository for ever; a branch moves."""
+    return revision is not None and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
 
 
 def _index(files: Files) -> dict[str, Any]:

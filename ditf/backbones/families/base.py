@@ -84,6 +84,15 @@ class Family(ABC):
     def encode_prompt(self, pipeline: Any, prompt: str, device: torch.device) -> Text:
         """One prompt through the pipeline's own ``encode_prompt``."""
 
+    @property
+    def learned(self) -> Any:
+        """What encoding one prompt has shown and every prompt needs, as plain data; None before any was encoded."""
+        return ()
+
+    def relearn(self, learned: Any) -> None:
+        """Take what another run has learned, with the prompts that it encoded."""
+        return
+
     def given_text(self, prompt: str, embeddings: Mapping[str, Any]) -> Text:
         """Embeddings that a caller encoded, named as the pipeline's call names them, in place of a prompt's.
 

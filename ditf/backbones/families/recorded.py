@@ -126,6 +126,15 @@ class Recorded(DiffusionFamily):
             self._memory.pair = (_on_cpu(text), _on_cpu({"prompt": [prompt, prompt], "answers": twice}))
         return text
 
+    @property
+    def learned(self) -> Any:
+        pair = self._memory.pair
+        return pair if pair is not None and "answers" in pair[0] else None
+
+    def relearn(self, learned: Any) -> None:
+        if self._memory.pair is None:
+            self._memory.pair = learned
+
     def given_text(self, prompt: str, embeddings: Mapping[str, Any]) -> Text:
         """Embeddings named as the arguments of the pipeline's call, which takes them in place of a prompt."""
         accepted = inspect.signature(self.kind.__call__).parameters

@@ -6,14 +6,16 @@
 >>> matches = ditf.match_points(source, target, [(100, 80)])
 """
 
-from . import massive, sweep
+from . import massive, sweep, video
 from .backbones import tap
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
 from .fuse import FuseReport, fuse, unfuse
+from .geometry import Homography, estimate_homography
 from .massive import MassiveReport, find_massive_channels
 from .matching import match_points, similarity_map
-from .types import ExtractConfig, FeatureMap, Matches, Tapped
+from .types import ExtractConfig, FeatureMap, Matches, Tapped, Tracks
+from .video import propagate_labels, track_points
 
 __version__ = "0.1.0"
 
@@ -23,19 +25,25 @@ __all__ = [
     "FeatureExtractor",
     "FeatureMap",
     "FuseReport",
+    "Homography",
     "InputError",
     "MassiveReport",
     "Matches",
     "ModelError",
     "StoreError",
     "Tapped",
+    "Tracks",
     "VerificationError",
+    "estimate_homography",
     "find_massive_channels",
     "fuse",
     "massive",
     "match_points",
+    "propagate_labels",
     "similarity_map",
     "sweep",
     "tap",
+    "track_points",
     "unfuse",
+    "video",
 ]

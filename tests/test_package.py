@@ -38,8 +38,8 @@ def test_errors_share_one_base() -> None:
 
 LAYERS = (  # arrows point down: a module imports from its own row or from rows further down
     {"cli", "demo", "__main__"},
-    {"benchmarks", "tiny", "sweep", "sweep_cases"},
-    {"extractor", "matching", "massive", "massive_plots", "draw"},
+    {"benchmarks", "tiny", "sweep", "sweep_cases", "video"},
+    {"extractor", "matching", "geometry", "exports", "massive", "massive_plots", "draw"},
     {"backbones", "presets", "images", "warps", "calibration", "fuse", "fused_norm"},
     {"types", "errors"},
 )

@@ -25,7 +25,7 @@ from .errors import InputError, StoreError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ExtractConfig", "FeatureMap", "Fused", "Matches", "Tapped"]
+__all__ = ["ExtractConfig", "FeatureMap", "Fused", "Matches", "Tapped", "Tracks"]
 
 Fused = Literal[True, False, "verify"]
 
@@ -303,6 +303,7 @@ class Matches:
         topk: None or (K, topk, 3) float32: (x, y, score) of the best target pixels, best first.
         cycle_error: None or (K,) float32: pixels between a source point and its match matched back.
         source_size, target_size: (H, W) of the images.
+        mirrored: whether the source was matched mirrored left to right; None where no mirrored features were given.
     """
 
     source: Tensor
@@ -312,6 +313,7 @@ class Matches:
     cycle_error: Tensor | None = None
     source_size: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
+    mirrored: bool | None = None
 
     def __len__(self) -> int:
         return int(self.source.shape[0])
@@ -329,8 +331,8 @@ class Matches:
         return dataclasses.replace(self, **rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists under the keys ``source``, ``target``, ``score`` (and ``topk``, ``cycle_error`` if known);
-        a score or error that is not a number is None."""
+        """Plain lists under the keys ``source``, ``target``, ``score`` (and ``topk``, ``cycle_error``, ``mirrored`` if
+        known); a score or error that is not a number is None."""
         out: dict[str, Any] = {
             "source": self.source.tolist(),
             "target": self.target.tolist(),
@@ -340,6 +342,8 @@ class Matches:
             out["topk"] = [[[x, y, _number(s)] for x, y, s in row] for row in self.topk.tolist()]
         if self.cycle_error is not None:
             out["cycle_error"] = _numbers(self.cycle_error)
+        if self.mirrored is not None:
+            out["mirrored"] = self.mirrored
         return out
 
     def draw(self, source: Any, target: Any, **options: Any) -> Image:
@@ -347,6 +351,34 @@ class Matches:
         from .draw import draw_matches
 
         return draw_matches(self, source, target, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Points followed through a video.
+
+    Attributes:
+        points: (T, K, 2) float32, (x, y) pixels of each frame; the first frame's are those that were asked for.
+        visible: (T, K) bool: the match leads back to where it came from.
+        score: (T, K) float32 cosine similarity in [-1, 1].
+        image_size: (H, W) of the frames, or None.
+    """
+
+    points: Tensor
+    visible: Tensor
+    score: Tensor
+    image_size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return int(self.points.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Tracks({self.points.shape[1]} points, {len(self)} frames, {float(self.visible.float().mean()):.0%} visible)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists under the keys ``points``, ``visible``, ``score``: per frame, per point."""
+        scores = [_numbers(row) for row in self.score]
+        return {"points": self.points.tolist(), "visible": self.visible.tolist(), "score": scores}
 
 
 def backend_of(fused: Any) -> str | None:

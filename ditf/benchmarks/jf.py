@@ -1,4 +1,4 @@
-"""J and F of video object segmentation: region overlap and boundary accuracy (Perazzi et al., CVPR 2016; DAVIS 2017)."""
+"""J and F of video object segmentation: overlap of regions and of boundaries (DAVIS 2017, arXiv 1704.00675)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..images import load_image
@@ -13,7 +14,7 @@ from ..matching import match_points
 from ..types import FeatureMap
 from .pck import distances
 
-__all__ = ["constant_shift", "identity", "pixel_patches"]
+__all__ = ["constant_shift", "identity", "patch_tokens", "pixel_patches"]
 
 
 def identity(points: Tensor, source_size: tuple[int, int], target_size: tuple[int, int]) -> Tensor:
@@ -53,10 +54,19 @@ def _patches(image: Any, patch: int, side: int, stride: int) -> FeatureMap:
     scale = side / max(pil.size)
     grid = tuple(max(1, round(length * scale / stride)) for length in (pil.height, pil.width))
     pixels = np.array(pil.resize((grid[1] * stride, grid[0] * stride)), dtype=np.float32) / 255.0
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    return FeatureMap(tokens=patch_tokens(pixels, patch, stride), grid=(grid[0], grid[1]), image_size=_size(pil))
+
+
+def patch_tokens(pixels: np.ndarray, patch: int, stride: int) -> Tensor:
+    """(N, 3 * patch * patch) float32 patches of (H, W, 3) pixels, each minus its mean, one per cell of ``stride``."""
+    values = pixels.astype(np.float32) / (255.0 if pixels.dtype == np.uint8 else 1.0)
+    tensor = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1, 3, H, W)
     before = (patch - stride) // 2
     after = patch - stride - before
     padded = torch.nn.functional.pad(tensor, (before, after, before, after), mode="replicate")
-    tokens = torch.nn.functional.unfold(padded, patch, stride=stride)[0].T  # (N, 3 * patch * patch)
-    tokens = tokens - tokens.mean(1, keepdim=True)
-    return FeatureMap(tokens=tokens, grid=(grid[0], grid[1]), image_size=(pil.height, pil.width))
+    tokens = torch.nn.functional.unfold(padded, patch, stride=stride)[0].T
+    return tokens - tokens.mean(1, keepdim=True)
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    return image.height, image.width

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, extract, inspect, match, sweep
+from . import doctor, eval, extract, inspect, match, sweep
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ for _module in (match, extract, inspect, sweep, doctor):
     _paragraphs = (_module.command.__doc__ or "").split("\n\n")
     _help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)
     app.command(_module.NAME, help=_help, epilog=_module.EXAMPLE)(_module.command)
+app.add_typer(eval.app, name=eval.NAME)
 
 
 def _print_version(wanted: bool) -> None:

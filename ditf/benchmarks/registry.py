@@ -1,0 +1,104 @@
+"""The data sets by name: where they come from, how they are read, which protocols they have."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .pairs import PairSet
+from .protocols import Protocol
+
+__all__ = ["BENCHMARKS", "Benchmark", "benchmark_of_folder", "find_benchmark"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set of labelled pairs. Its module has ``SPLITS``, ``protocols``, ``read``, ``check`` and ``root_of``.
+
+    Attributes:
+        name: on the command line, and of its module.
+        title, source, licence: as a result names them.
+        protocol: by default.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    protocol: str
+
+    @property
+    def about(self) -> dict[str, str]:
+        return {"title": self.title, "source": self.source, "licence": self.licence}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self._module.SPLITS
+
+    @property
+    def protocols(self) -> Mapping[str, Protocol]:
+        return self._module.protocols
+
+    def read(self, folder: Path, split: str, protocol: Protocol) -> PairSet:
+        """The pairs of a split; see the module."""
+        return self._module.read(_folder(folder), split, protocol)
+
+    def check(self, folder: Path) -> list[str]:
+        """What the folder lacks, one sentence each."""
+        return self._module.check(_folder(folder))
+
+    @property
+    def root_of(self) -> Callable[[Path], Path]:
+        return self._module.root_of
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"{__package__}.{self.name}")
+
+
+BENCHMARKS = {
+    b.name: b
+    for b in (
+        Benchmark(
+            "spair",
+            "SPair-71k",
+            "https://cvlab.postech.ac.kr/research/SPair-71k (Min et al., arXiv 1908.10543)",
+            "images from PASCAL VOC 2012 and PASCAL 3D+ (Flickr's terms of use); for research",
+            "ditf-code",
+        ),
+    )
+}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Raises InputError for an unknown name."""
+    if name not in BENCHMARKS:
+        raise InputError.of("BENCHMARK", name, f"one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def benchmark_of_folder(folder: Path) -> Benchmark:
+    """Which data set a folder holds, by its layout.
+
+    Raises:
+        InputError: none of them.
+    """
+    folder = _folder(folder)
+    for benchmark in BENCHMARKS.values():
+        try:
+            benchmark.root_of(folder)
+        except InputError:
+            continue
+        return benchmark
+    titles = ", ".join(b.title for b in BENCHMARKS.values())
+    raise InputError(f"FOLDER: {folder} looks like none of {titles}; give the folder that its archive unpacks to")
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"--data: no such folder: {folder} (now in {Path.cwd()}); give the unpacked data set")
+    return folder

@@ -1,0 +1,254 @@
+"""A result that can be compared and printed: every average, every category, every pair, and what they were made with.
+
+Equal runs give equal bytes: times and dates are in a file of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..types import write_atomically
+from .pairs import PairSet
+from .protocols import Framed, Protocol
+from .published import rows_for
+from .runner import Evaluation, Found
+from .scores import AGGREGATES, aggregate, per_category, within
+
+__all__ = ["FORMAT", "hits_of", "result_document", "save_result", "to_csv", "to_latex", "to_markdown"]
+
+FORMAT = "ditf result"
+_VERSION = 1
+
+
+def hits_of(found: Sequence[Found], pairs: Sequence[Framed], protocol: Protocol, alpha: float) -> np.ndarray:
+    """(P,) correct points of each pair."""
+    return np.array(
+        [
+            within(one.errors, pair.length, alpha, protocol.operator, protocol.arithmetic).sum()
+            for one, pair in zip(found, pairs, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def result_document(
+    evaluation: Evaluation, pairs: PairSet, about: Mapping[str, Any], *, card: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything a run found, as plain JSON values.
+
+    Args:
+        about: of the data set: title, source, licence, citation.
+        card: what was run: model, config, versions, and more that the caller knows.
+    """
+    protocol, framed = evaluation.protocol, evaluation.pairs
+    counts = np.array([len(one.truth) for one in framed])
+    categories = [one.pair.category for one in framed]
+    hits = {
+        name: {alpha: hits_of(found, framed, protocol, alpha) for alpha in protocol.alphas}
+        for name, found in evaluation.found.items()
+    }
+    return {
+        FORMAT: _VERSION,
+        "benchmark": pairs.benchmark,
+        "split": pairs.split,
+        "data": {**about, **pairs.facts, "list_sha256": pairs.list_hash},
+        "protocol": protocol.to_dict(),
+        "card": dict(card),
+        "counts": {
+            "pairs": len(framed),
+            "points": int(counts.sum()),
+            "images": evaluation.images,
+            "categories": len(set(categories)),
+            "source_points_clipped": sum(one.clipped for one in framed),
+        },
+        "problems": evaluation.problems.to_dict(),
+        "complete": not evaluation.problems.damage,
+        "averages": AGGREGATES,
+        "methods": [
+            {
+                "name": name,
+                "pck": {_key(alpha): _rounded(aggregate(categories, of[alpha], counts)) for alpha in protocol.alphas},
+                "categories": _categories(categories, of, counts, protocol),
+            }
+            for name, of in hits.items()
+        ],
+        "published": [row.to_dict() for row in rows_for(pairs.benchmark, pairs.split)],
+        "pairs": [
+            {
+                "name": one.pair.name,
+                "category": one.pair.category,
+                "source": one.pair.source.name,
+                "target": one.pair.target.name,
+                "points": len(one.truth),
+                "length": round(one.length, 6),
+                "correct": {
+                    name: {_key(alpha): int(of[alpha][i]) for alpha in protocol.alphas} for name, of in hits.items()
+                },
+                "errors": {name: [_number(e) for e in found[i].errors] for name, found in evaluation.found.items()},
+                "predicted": {
+                    name: [[_number(v) for v in place] for place in found[i].predicted]
+                    for name, found in evaluation.found.items()
+                    if name != "identity"
+                },
+            }
+            for i, one in enumerate(framed)
+        ],
+    }
+
+
+def _categories(
+    categories: Sequence[str], hits: Mapping[float, np.ndarray], counts: np.ndarray, protocol: Protocol
+) -> list[dict[str, Any]]:
+    rows = {alpha: per_category(categories, hits[alpha], counts) for alpha in protocol.alphas}
+    first = rows[protocol.alphas[0]]
+    return [
+        {
+            "name": name,
+            "pairs": first[name]["pairs"],
+            "points": first[name]["points"],
+            "pck": {_key(a): _rounded({k: rows[a][name][k] for k in ("point", "image")}) for a in protocol.alphas},
+        }
+        for name in sorted(first)
+    ]
+
+
+def _key(alpha: float) -> str:
+    return f"{alpha:g}"
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 3) if math.isfinite(value) else None
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_result(document: Mapping[str, Any], out: Path) -> list[Path]:
+    """Write OUT (JSON), and beside it the tables: .categories.csv, .pairs.csv, .md, .tex; returns their paths.
+
+    Raises:
+        StoreError: the folder is missing or cannot be written.
+    """
+    stem = out.with_suffix("") if out.suffix == ".json" else out
+    files = {
+        stem.with_name(stem.name + ".categories.csv"): to_csv(document),
+        stem.with_name(stem.name + ".pairs.csv"): _pairs_csv(document),
+        stem.with_name(stem.name + ".md"): to_markdown(document),
+        stem.with_name(stem.name + ".tex"): to_latex(document),
+        out: json.dumps(document, indent=1, allow_nan=False) + "\n",  # last: where it is, all of them are
+    }
+    for path, content in files.items():
+        write_atomically(path, content.encode())
+    return [out, *(path for path in files if path != out)]
+
+
+def to_csv(document: Mapping[str, Any]) -> str:
+    """One line per method and category, then per method its averages."""
+    alphas = [_key(a) for a in document["protocol"]["alphas"]]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["method", "category", "pairs", "points", *(f"{k} PCK@{a}" for a in alphas for k in ("point", "image"))]
+    )
+    for method in document["methods"]:
+        for row in method["categories"]:
+            values = [row["pck"][a][k] for a in alphas for k in ("point", "image")]
+            writer.writerow([method["name"], row["name"], row["pairs"], row["points"], *values])
+        for kind in ("micro", "macro"):
+            values = [method["pck"][a][f"{k}_{kind}"] for a in alphas for k in ("point", "image")]
+            counts = document["counts"]
+            writer.writerow([method["name"], f"all, {kind}", counts["pairs"], counts["points"], *values])
+        weighted = [v for a in alphas for v in (method["pck"][a]["point_pairweighted"], "")]
+        writer.writerow([method["name"], "all, by pairs", counts["pairs"], counts["points"], *weighted])
+    return text.getvalue()
+
+
+def _pairs_csv(document: Mapping[str, Any]) -> str:
+    alphas = [_key(a) for a in document["protocol"]["alphas"]]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["pair", "category", "method", "points", *(f"correct@{a}" for a in alphas), "mean error", "length"])
+    for pair in document["pairs"]:
+        for name, correct in pair["correct"].items():
+            errors = [e for e in pair["errors"][name] if e is not None]
+            mean = round(sum(errors) / len(errors), 3) if errors else ""
+            row = [pair["name"], pair["category"], name, pair["points"], *(correct[a] for a in alphas), mean]
+            writer.writerow([*row, pair["length"]])
+    return text.getvalue()
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """Tables for a README: the averages, the categories, and what others report, with their averages named."""
+    alphas = [_key(a) for a in document["protocol"]["alphas"]]
+    counts, protocol = document["counts"], document["protocol"]
+    lines = [
+        f"### {document['data']['title']}, {document['split']}, protocol {protocol['name']}",
+        "",
+        f"{counts['pairs']} pairs, {counts['points']} points, {counts['images']} images. Reference length: "
+        f"{protocol['length']}; a point is right if its error is {protocol['operator']} alpha times that.",
+        "",
+        "| method | alpha | " + " | ".join(AGGREGATES) + " |",
+        "|---|---|" + "---|" * len(AGGREGATES),
+    ]
+    for method in document["methods"]:
+        for a in alphas:
+            values = " | ".join(f"{method['pck'][a][k]:.2f}" for k in AGGREGATES)
+            lines.append(f"| {method['name']} | {a} | {values} |")
+    first = document["methods"][0]
+    lines += ["", f"PCK@{alphas[0]} of {first['name']} by category:", "", "| category | pairs | point | image |"]
+    lines.append("|---|---|---|---|")
+    for row in first["categories"]:
+        at = row["pck"][alphas[0]]
+        lines.append(f"| {row['name']} | {row['pairs']} | {at['point']:.2f} | {at['image']:.2f} |")
+    if document["published"]:
+        lines += [
+            "",
+            "Published, not run here:",
+            "",
+            "| method | alpha | PCK | average | source |",
+            "|---|---|---|---|---|",
+        ]
+        for row in document["published"]:
+            note = f"; {row['note']}" if row["note"] else ""
+            average = row["average"] or "not said"
+            lines.append(
+                f"| {row['method']} | {row['alpha']:g} | {row['value']:g} | {average} | {row['source']}{note} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(document: Mapping[str, Any]) -> str:
+    """A row per method: its categories and their mean over points at the first threshold, then the pooled share."""
+    alpha = _key(document["protocol"]["alphas"][0])
+    names = [row["name"] for row in document["methods"][0]["categories"]]
+    lines = [
+        f"% {document['data']['title']}, {document['split']}, protocol {document['protocol']['name']}, PCK@{alpha}",
+        "\\begin{tabular}{l" + "r" * (len(names) + 2) + "}",
+        "\\toprule",
+        " & ".join(["method", *map(_tex, names), "point macro", "point micro"]) + " \\\\",
+        "\\midrule",
+    ]
+    for method in document["methods"]:
+        values = [row["pck"][alpha]["point"] for row in method["categories"]]
+        values += [method["pck"][alpha][kind] for kind in ("point_macro", "point_micro")]
+        lines.append(" & ".join([_tex(method["name"]), *(f"{v:.1f}" for v in values)]) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex(text: str) -> str:
+    for mark in "\\&%$#_{}":
+        text = text.replace(mark, "\\textbackslash{}" if mark == "\\" else f"\\{mark}")
+    return text

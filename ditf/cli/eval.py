@@ -1,0 +1,365 @@
+"""``ditf eval``: published benchmarks, by the protocols that published numbers were made with."""
+
+from __future__ import annotations
+
+import contextlib
+import json as _json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import common
+from .common import Clock, ModelOptions
+
+if TYPE_CHECKING:
+    from ..benchmarks.methods import Method, ModelMethod
+    from ..benchmarks.protocols import Protocol
+    from ..benchmarks.registry import Benchmark
+    from ..extractor import FeatureExtractor
+
+NAME = "eval"
+
+app = typer.Typer(
+    name=NAME,
+    no_args_is_help=True,
+    help="Score a model on a published benchmark, every average and trivial rival beside it.",
+    epilog="Example:  ditf eval spair --data SPair-71k --model ditf-tiny --protocol ditf-code --out r.json",
+)
+
+_PROTOCOL = "Protocol"
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What was asked for besides the model."""
+
+    data: Path
+    out: Path
+    split: str
+    protocol: str
+    dtype: Literal["float32", "float16"]
+    outside: Literal["clip", "drop", "error"]
+    prompt: str | None
+    captions: Path | None
+    size: int | None
+    ablate: str | None
+    store: Path | None
+    store_gb: float
+    json: bool
+    verbose: bool
+
+
+def _make_command(name: str, protocol_default: str) -> Callable[..., None]:
+    def command(
+        data: Annotated[Path, typer.Option(metavar="FOLDER", help="The unpacked data set.", show_default=False)],
+        out: Annotated[
+            Path,
+            typer.Option(metavar="FILE.json", help="The result; tables and pictures beside it.", show_default=False),
+        ],
+        protocol: Annotated[
+            str, typer.Option(help="What fixes all that is not the model.", rich_help_panel=_PROTOCOL)
+        ] = protocol_default,
+        split: Annotated[
+            str, typer.Option(help="As the data set's folders name it.", rich_help_panel=_PROTOCOL)
+        ] = "test",
+        dtype: Annotated[
+            Literal["float32", "float16"],
+            typer.Option(help="Of the matching; float16 is the reference code's.", rich_help_panel=_PROTOCOL),
+        ] = "float32",
+        outside: Annotated[
+            Literal["clip", "drop", "error"],
+            typer.Option(help="Source points outside their image.", rich_help_panel=_PROTOCOL),
+        ] = "clip",
+        prompt: Annotated[
+            str | None,
+            typer.Option(
+                metavar="TEMPLATE",
+                help='Such as "a photo of a {category}".',
+                show_default="the protocol's",
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        captions: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE.json",
+                help="Texts of single images; the template where one is missing.",
+                show_default=False,
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        ablate: Annotated[
+            str | None,
+            typer.Option(
+                metavar="normalization,discard,condition",
+                help="Rows of the method's parts.",
+                show_default=False,
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        store: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FOLDER", help="Features; may be shared.", show_default="OUT's name with .work, in features/"
+            ),
+        ] = None,
+        store_gb: Annotated[
+            float, typer.Option(help="Features on disk before those of finished categories give way; 0: no limit.")
+        ] = 2.0,
+        json: common.Json = False,
+        verbose: common.Verbose = False,
+        model: common.Model = "ditf-tiny",
+        fused: common.Fused = "true",
+        device: common.Device = None,
+        model_dtype: common.Dtype = None,
+        revision: common.Revision = None,
+        local_files_only: common.LocalFilesOnly = False,
+        block: common.Block = None,
+        timestep: common.Timestep = None,
+        ensemble: common.Ensemble = None,
+        discard: common.Discard = None,
+        size: common.Size = None,
+        seed: common.Seed = 0,
+    ) -> None:
+        from ..benchmarks.registry import find_benchmark
+
+        common.set_voice(verbose)
+        options = ModelOptions(
+            model, "semantic", fused, device, model_dtype, revision, local_files_only, block, timestep, ensemble,
+            discard, None, seed,
+        )  # fmt: skip
+        options.overrides()
+        wish = _Wish(
+            data, out, split, protocol, dtype, outside, prompt, captions, size, ablate, store, store_gb, json, verbose
+        )
+        _run(find_benchmark(name), options, wish)
+
+    return command
+
+
+def _register() -> None:
+    from ..benchmarks.registry import BENCHMARKS
+
+    for benchmark in BENCHMARKS.values():
+        app.command(
+            benchmark.name,
+            help=f"{benchmark.title}: points of one image found in another, scored in all five published averages.\n\n"
+            "Stopped at any moment, the same command goes on where it was. The exit code is 1 where pairs of the data "
+            "set could not be scored.",
+            epilog=f"Example:  ditf eval {benchmark.name} --data FOLDER --model ditf-tiny --out result.json",
+        )(_make_command(benchmark.name, benchmark.protocol))
+
+
+_register()
+
+
+def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
+    from ..benchmarks.protocols import find_protocol
+    from ..benchmarks.results import result_document, save_result
+    from ..benchmarks.runner import evaluate
+    from ..store import FeatureStore
+
+    started, clock = datetime.now(UTC), Clock()
+    protocol = find_protocol(benchmark.protocols, wish.protocol, benchmark.name)
+    _check_out(wish.out)
+    captions = _captions(wish.captions)
+    with clock.stage("read"):
+        pairs = benchmark.read(wish.data, wish.split, protocol)
+    work = wish.out.with_suffix(".work")
+    common.make_folder(work, "--out")
+    limit = None if wish.store_gb <= 0 else int(wish.store_gb * 1e9)
+    store = FeatureStore(wish.store or work / "features", limit=limit)
+    if not wish.json:
+        _introduce(benchmark, protocol, len(pairs.pairs))
+    with clock.stage("model"):
+        fx = options.load(wish.verbose)
+        methods, unavailable = _methods(fx, protocol, wish, captions)
+    with clock.stage("evaluate"), _bars() as progress:
+        evaluation = evaluate(
+            methods, pairs, protocol, folder=work, store=store, outside=wish.outside, dtype=wish.dtype,
+            progress=progress,
+        )  # fmt: skip
+    card = _card(methods, wish, captions, evaluation) | {"unavailable": unavailable}
+    document = result_document(evaluation, pairs, benchmark.about, card=card)
+    files = save_result(document, wish.out)
+    with clock.stage("pictures"):
+        files += _pictures(evaluation, wish.out)
+    _write_sidecar(wish.out, started, clock)
+    if wish.json:
+        common.print_json(document)
+    else:
+        _print(document, files, clock, work)
+    if evaluation.problems.damage:
+        raise typer.Exit(1)
+
+
+def _check_out(out: Path) -> None:
+    """Before the first forward.
+
+    Raises:
+        InputError, StoreError: it is a folder, or its folder takes no files.
+    """
+    from ..errors import InputError
+
+    if out.is_dir() or out.suffix != ".json":
+        raise InputError(f"--out: got {out}, expected a file such as result.json")
+    common.make_folder(out.parent, "--out")
+
+
+def _captions(path: Path | None) -> dict[str, str]:
+    from ..errors import InputError
+
+    if path is None:
+        return {}
+    try:
+        content = _json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--captions: no such file: {path} (now in {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"--captions: {path} cannot be read ({error}); give a JSON object of texts") from None
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        raise InputError(f"--captions: {path} is no JSON object of texts; keys are category/image.jpg")
+    return content
+
+
+def _methods(
+    fx: FeatureExtractor, protocol: Protocol, wish: _Wish, captions: dict[str, str]
+) -> tuple[list[Method], dict[str, str]]:
+    """The rows to be, and those that the model cannot give, with the reason."""
+    from ..benchmarks.methods import ModelMethod, PatchMethod
+
+    def make(name: str, extractor: FeatureExtractor) -> ModelMethod:
+        return ModelMethod(name, extractor, protocol, size=wish.size, prompt=wish.prompt, captions=captions)
+
+    rivals: list[Method] = [PatchMethod(protocol)]
+    return [make(fx.backbone.name, fx), *rivals], {}
+
+
+def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluation: Any) -> dict[str, Any]:
+    from .. import __version__
+    from ..benchmarks.methods import ModelMethod, caption_of
+
+    card: dict[str, Any] = {"ditf": __version__, "match_dtype": wish.dtype, "outside": wish.outside}
+    card["methods"] = {m.name: m.card() if isinstance(m, ModelMethod) else m.about() for m in methods}
+    if captions:
+        sides = {
+            side
+            for one in evaluation.pairs
+            for side in ((one.pair.source_prompt, one.pair.source.name), (one.pair.target_prompt, one.pair.target.name))
+        }
+        missing = sum(caption_of(captions, *side) is None for side in sides)
+        card["captions"] = {"found": len(sides) - missing, "template_instead": missing}
+    return card
+
+
+def _write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
+    from ..types import write_atomically
+
+    about = {
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": clock.seconds,
+    }
+    write_atomically(out.with_suffix(".run.json"), (_json.dumps(about, indent=1) + "\n").encode())
+
+
+def _pictures(evaluation: Any, out: Path) -> list[Path]:
+    return []
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def _introduce(benchmark: Benchmark, protocol: Protocol, pairs: int) -> None:
+    console = common.errors_console()
+    console.print(f"{benchmark.title}: {benchmark.source}", soft_wrap=True)
+    console.print(f"licence: {benchmark.licence}", soft_wrap=True, style="dim")
+    console.print(f"protocol {protocol.name}: {protocol.about}", soft_wrap=True)
+    console.print(f"{pairs} pairs to score", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr with rate and time left, gone when done; only on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Task as Work
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Work) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+    console = common.errors_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        works: dict[str, Any] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in works:  # what was there already is not part of the rate
+                works[stage] = progress.add_task(stage, total=total, completed=done)
+            else:
+                progress.update(works[stage], completed=done, total=total)
+
+        yield told
+
+
+def _print(document: dict[str, Any], files: list[Path], clock: Clock, work: Path) -> None:
+    from rich.table import Table
+
+    output = common.output_console()
+    counts, protocol = document["counts"], document["protocol"]
+    title = (
+        f"{document['data']['title']} {document['split']}, protocol {protocol['name']}: {counts['pairs']} pairs, "
+        f"{counts['points']} points"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("PCK in %", "alpha"):
+        table.add_column(name)
+    for name in document["averages"]:
+        mark = " *" if name == protocol["headline"] else ""
+        table.add_column(name.replace("_", " ") + mark, justify="right")
+    for i, method in enumerate(document["methods"]):
+        for alpha, values in method["pck"].items():
+            style = "bold" if i == 0 else None
+            table.add_row(method["name"], alpha, *(f"{values[k]:.2f}" for k in document["averages"]), style=style)
+    output.print(table)
+    output.print(f"* the average that {protocol['name']} prints", style="dim")
+    _print_published(document, output)
+    for name, why in document["card"]["unavailable"].items():
+        output.print(f"not available: {name} ({why})", soft_wrap=True, style="yellow")
+    console = common.errors_console()
+    for kind, found in document["problems"].items():
+        console.print(
+            f"{kind}: {found['count']}, first {', '.join(found['first'][:3])}", soft_wrap=True, style="yellow"
+        )
+    for path in files:
+        output.print(f"wrote {path}", soft_wrap=True)
+    output.print(f"features and unfinished work are in {work}; it may be deleted", soft_wrap=True, style="dim")
+    spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in clock.seconds.items())
+    output.print(spent, style="dim", soft_wrap=True)
+
+
+def _print_published(document: dict[str, Any], output: Any) -> None:
+    from rich.table import Table
+
+    if not document["published"]:
+        output.print("No published number of this split is known with its average.", style="dim")
+        return
+    ours = document["methods"][0]
+    table = Table(title="Published, beside the same average of this run", title_justify="left")
+    for name in ("method", "alpha", "published", "average", f"{ours['name']}", "source"):
+        table.add_column(
+            name, overflow="fold", justify="right" if name in ("alpha", "published", ours["name"]) else "left"
+        )
+    for row in document["published"]:
+        same = ours["pck"].get(f"{row['alpha']:g}", {}).get(row["average"])
+        source = row["source"] + (f"; {row['note']}" if row["note"] else "")
+        table.add_row(
+            row["method"], f"{row['alpha']:g}", f"{row['value']:g}", row["average"] or "not said",
+            "" if same is None else f"{same:.2f}", source,
+        )  # fmt: skip
+    output.print(table)

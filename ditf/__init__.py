@@ -8,6 +8,8 @@
 
 from . import massive, sweep, video
 from .backbones import tap
+from .concat import joint_pca
+from .dino import DinoExtractor
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
 from .fuse import FuseReport, fuse, unfuse
@@ -20,6 +22,7 @@ from .video import propagate_labels, track_points
 __version__ = "0.1.0"
 
 __all__ = [
+    "DinoExtractor",
     "DitfError",
     "ExtractConfig",
     "FeatureExtractor",
@@ -37,6 +40,7 @@ __all__ = [
     "estimate_homography",
     "find_massive_channels",
     "fuse",
+    "joint_pca",
     "massive",
     "match_points",
     "propagate_labels",

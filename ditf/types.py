@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -211,6 +211,40 @@ class FeatureMap:
         points = checked_points("points", points, self.image_size).to(self.tokens.device)
         on_canvas = points + torch.tensor(self.offset, dtype=torch.float32, device=points.device)
         return sample_grid(self.tokens, self.grid, self.extent, on_canvas)
+
+    @overload
+    @staticmethod
+    def concat(maps: Sequence[FeatureMap], weights: Sequence[float] | None = ..., pca: None = ...) -> FeatureMap: ...
+    @overload
+    @staticmethod
+    def concat(
+        maps: Sequence[Sequence[FeatureMap]], weights: Sequence[float] | None = ..., pca: int | None = ...
+    ) -> list[FeatureMap]: ...
+    @staticmethod
+    def concat(maps: Any, weights: Sequence[float] | None = None, pca: int | None = None) -> Any:
+        """Features of several backbones beside one another, on the grid of the first.
+
+        Every map is sampled bilinearly at the centres of the first's tokens, its tokens brought to unit length, times
+        its weight; the whole token has unit length again. So the cosine of two tokens is the mean of the parts'
+        cosines, weighted by the squares of the weights. DiTF's own weights ("+ DINOv2") were not published; ours are
+        equal.
+
+        Args:
+            maps: of one image, any channels, grids and padding. Or a list of such lists, one per image, the same
+                backbones in the same order: all that is to be matched with one another, where ``pca`` is wanted.
+            weights: one per map, at least 0; None: equal.
+            pca: project the tokens of all the images together to this many principal components (DiTF: 1280, of two
+                images); see :func:`ditf.joint_pca`.
+
+        Returns:
+            A FeatureMap with the sum of the channels, or a list of them for a list of lists.
+
+        Raises:
+            InputError: maps of different images or devices, weights that cannot be used, or ``pca`` with one image.
+        """
+        from .concat import concat
+
+        return concat(maps, weights, pca)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file (to a temporary name, then renamed); returns its path.

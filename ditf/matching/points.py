@@ -253,7 +253,7 @@ def _find(pairs: Sequence[Pair], options: _Options) -> list[_Found]:
             for group, own, at, value in zip(groups, queries, best.split(shares), score.split(shares), strict=True)
         ]
         target = torch.cat([xy for xy, _ in refined])
-        tops = None if options.topk == 1 else torch.cat([top for _, top in refined]).split(counts)
+        tops = None if options.topk == 1 else torch.cat([top for _, top in refined if top is not None]).split(counts)
     target = target.split(counts)
     found: list[Any] = [None] * len(pairs)
     for place, (i, xy, own) in enumerate(zip(order, target, score.split(counts), strict=True)):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ModelError
 from .source import Files, hub_errors
+from .stacks import unwrap
 from .weights import drop_after, drop_decoder, empty, holds_pickles, load_module, pickled
 
 __all__ = ["CheckpointParts", "GivenParts", "Parts"]
@@ -199,6 +200,9 @@ class GivenParts(Parts):
 
     @property
     def dtype(self) -> torch.dtype:  # pyright: ignore[reportIncompatibleVariableOverride] (follows the module)
+        computed: Any = getattr(unwrap(self._transformer), "dtype", None)  # what diffusers computes in
+        if isinstance(computed, torch.dtype) and computed.is_floating_point:
+            return computed  # weights may be stored in fewer bits
         return next((p.dtype for p in self._transformer.parameters() if p.is_floating_point()), torch.float32)
 
     @property

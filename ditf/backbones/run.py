@@ -19,6 +19,7 @@ from .activations import Activation, part_of
 from .architectures import Layout, Place
 from .capture import Capture, exclusive, feed_forward_of, reenter, run_until
 from .conditions import Condition, Parts, observed
+from .hooks import refuse_caches, settled
 from .layouts import image_tokens, refuse_reordering, rows_first
 from .modulation import Modulation, modulate, modulation_of, probe
 from .stacks import BlockSite, block_sites, pick, unwrap
@@ -81,7 +82,8 @@ def run_to_blocks(
     Raises:
         InputError: a block out of range, a grid that does not fit, an unknown layout, or a site, activation or
             condition that the model does not have.
-        ModelError: no blocks found, a block never reached, or a formula the model disagrees with.
+        ModelError: no blocks found, a block never reached, a formula the model disagrees with, or a cache of diffusers
+            that is switched on.
     """
     core, grid = unwrap(transformer), _checked_grid(grid)
     sites = block_sites(core, layout)
@@ -90,7 +92,8 @@ def run_to_blocks(
         raise InputError.of("blocks", list(blocks), "at least one block index")
     _check_choices(site, activation, condition)
     refuse_reordering(inputs)
-    with exclusive(core), observed(core, condition) as parts:
+    refuse_caches(core)
+    with exclusive(core), observed(core, condition) as parts, settled(core, chosen):
         if activation != "block":
             return _activations(core, chosen, inputs, grid, activation)
         if site == "mlp":
@@ -153,7 +156,9 @@ def _block_input(seen: _Seen, parts: Parts | None, condition: Condition) -> Bloc
 
 def _as_input(tokens: Tensor, modulation: Modulation) -> BlockInput:
     n = modulation.norm
-    return BlockInput(tokens, modulation.shift, modulation.scale, n.kind, n.eps, n.weight, n.bias)
+    # their own memory: offloading takes the norm's parameters elsewhere
+    weight, bias = (None if value is None else value.detach().clone() for value in (n.weight, n.bias))
+    return BlockInput(tokens, modulation.shift, modulation.scale, n.kind, n.eps, weight, bias)
 
 
 def _second_sites(

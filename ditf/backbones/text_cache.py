@@ -202,5 +202,5 @@ def _digest(structure: Any, tensors: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(structure).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

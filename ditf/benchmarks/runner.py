@@ -192,7 +192,7 @@ class _Work:
         except OSError as error:
             raise StoreError(f"{self.units} cannot be created ({error.strerror}); choose another folder") from None
         write_atomically(self.units / ".writable", b"")  # before the first forward, not after the last
-        self.store = store or FeatureStore(folder / "features")
+        self.store = FeatureStore(folder / "features") if store is None else store
         self.protocol, self.progress = protocol, progress
         self.dtype: MatchDtype = dtype
         self._maps: OrderedDict[str, FeatureMap] = OrderedDict()

@@ -76,9 +76,7 @@ def check(folder: Path) -> list[str]:
         there = {path.name for path in (root / "PairAnnotation" / split).glob("*.json")}
         absent = [name for name in names if f"{name}.json" not in there]
         if absent:
-            missing.append(
-                f"PairAnnotation/{split}: {len(absent)} of {len(names)} files missing, first {absent[0]}.json"
-            )
+            missing.append(f"PairAnnotation/{split}: {len(absent)} of {len(names)} missing, first {absent[0]}.json")
     for category in CATEGORIES:
         for kind in ("JPEGImages", "ImageAnnotation"):
             if not (root / kind / category).is_dir():

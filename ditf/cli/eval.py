@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..benchmarks.methods import Method, ModelMethod
     from ..benchmarks.protocols import Protocol
     from ..benchmarks.registry import Benchmark
+    from ..benchmarks.runner import Evaluation
     from ..extractor import FeatureExtractor
 
 NAME = "eval"
@@ -239,7 +240,7 @@ def _methods(
     return [make(fx.backbone.name, fx), *rivals], {}
 
 
-def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluation: Any) -> dict[str, Any]:
+def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluation: Evaluation) -> dict[str, Any]:
     from .. import __version__
     from ..benchmarks.methods import ModelMethod, caption_of
 
@@ -267,8 +268,17 @@ def _write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
     write_atomically(out.with_suffix(".run.json"), (_json.dumps(about, indent=1) + "\n").encode())
 
 
-def _pictures(evaluation: Any, out: Path) -> list[Path]:
-    return []
+def _pictures(evaluation: Evaluation, out: Path) -> list[Path]:
+    """The worst and best pairs of the first method."""
+    import io
+
+    from ..benchmarks.pictures import draw_extremes
+    from ..types import write_atomically
+
+    content, path = io.BytesIO(), out.with_suffix(".png")
+    draw_extremes(evaluation, next(iter(evaluation.found))).save(content, "PNG")
+    write_atomically(path, content.getvalue())
+    return [path]
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, eval, extract, inspect, match, plan, sweep
+from . import doctor, eval, extract, inspect, match, plan, propagate, sweep, track
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _module in (match, extract, inspect, sweep, plan, doctor):
+for _module in (match, extract, inspect, sweep, propagate, track, plan, doctor):
     _paragraphs = (_module.command.__doc__ or "").split("\n\n")
     _help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)
     app.command(_module.NAME, help=_help, epilog=_module.EXAMPLE)(_module.command)

@@ -262,8 +262,8 @@ def _quiet_loading_bars() -> None:
 
 
 @contextlib.contextmanager
-def steps(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr over ``count`` steps, gone when done; call what it gives at the start of each.
+def steps(count: int | None) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr over ``count`` steps (None: unknown), gone when done; call what it gives at the start of each.
 
     Only on a terminal: a log or a pipe gets none of it.
     """

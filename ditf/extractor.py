@@ -247,8 +247,8 @@ class FeatureExtractor:
             A FeatureMap, or a dict block -> FeatureMap with ``blocks``; a list of them for a list of images.
 
         Raises:
-            InputError: an unreadable image, a block out of range, lists of different lengths, several timesteps with
-                ``normalization="none"``.
+            InputError: an unreadable image, a size that the model has no positions for, a block out of range, lists of
+                different lengths, several timesteps with ``normalization="none"``.
             ModelError: the model cannot be loaded or has no VAE.
             VerificationError: with ``fused="verify"``, a kernel and its twin disagree.
         """
@@ -259,6 +259,8 @@ class FeatureExtractor:
         wanted = [config.block] if blocks is None else self._checked_blocks(blocks)
         prompts = self._prompts(len(sources), prompt, category)
         prepared = [prepare(source, config, self.backbone.pixels_per_token) for source in sources]
+        for image in prepared:
+            self.backbone.check_size(*image.tensor.shape[-2:])
         auto = config.discard == "auto"
         self.backbone.text(sorted({*prompts, CALIBRATION_PROMPT} if auto else set(prompts)))
         for level in levels if auto else ():

@@ -160,6 +160,18 @@ class Backbone:
         self._family.check_latents(posterior.location.shape[1])
         return posterior
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an image of a size that the model has no positions for, before anything is loaded.
+
+        Args:
+            height, width: pixels of the prepared image, multiples of ``pixels_per_token``.
+
+        Raises:
+            InputError: naming the size and the limit.
+        """
+        cell = self._family.pixels_per_latent
+        self._family.grid(torch.empty(1, 1, height // cell, width // cell, device="meta"))
+
     def encode_image(self, pixels: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """(1, C, h, w) float32 latent, shifted and scaled as the transformer expects; see :meth:`posterior`."""
         posterior = self.posterior(pixels)

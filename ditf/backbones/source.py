@@ -113,6 +113,7 @@ def hub_errors(source: str) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    broken_off = tuple(kind for name in _BROKEN_OFF if (kind := getattr(errors, name, None)) is not None)
     try:
         yield
     except errors.GatedRepoError:
@@ -124,17 +125,28 @@ def hub_errors(source: str) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
         reason = f"it is not on this machine and the hub cannot be reached ({type(error).__name__})"
     except errors.EntryNotFoundError as error:
-        file = str(error).split("\n")[0]
-        raise _NoSuchFileError(f"{source}: a file is missing ({file}); {_advice(source)}") from None
+        raise _NoSuchFileError(f"{source}: a file is missing ({_first_line(error)}); {_advice(source)}") from None
     except errors.HFValidationError:
         reason = "neither a folder on this machine nor a hub id (owner/name)"
     except errors.HfHubHTTPError as error:
-        reason = f"the hub answered with an error ({str(error).splitlines()[0]})"
+        reason = f"the hub answered with an error ({_first_line(error)})"
+    except broken_off as error:
+        reason = f"the download broke off ({_first_line(error)})"
+    except errors.LocalTokenNotFoundError:
+        reason = "a token was asked for and none is stored on this machine"
     except OSError as error:  # transformers wraps the hub's errors
-        reason = f"its files cannot be had ({str(error).splitlines()[0]})"
+        reason = f"its files cannot be had ({_first_line(error)})"
     else:
         return
     raise ModelError(f"{source}: {reason}; {_advice(source)}")
+
+
+_BROKEN_OFF = ("HTTPError", "XetDownloadError", "RevisionResolutionError", "CachedRepoTreeNotFoundError")
+"""Errors of ``huggingface_hub.errors`` for a connection that fails on the way; the first is its HTTP library's."""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _advice(source: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ditf.draw import _HUES, _UNMATCHED, draw_heat_map, draw_matches, plan_panels
+from ditf.draw import draw_heat_map, draw_matches, plan_panels
+from ditf.draw.colors import HUES, UNMATCHED
 from ditf.errors import InputError
 from ditf.types import Matches
 
@@ -38,8 +39,8 @@ def test_markers_lie_on_their_pixels_in_their_colours():
     picture = draw_matches(make(source, target), a, b)
     panels = drawn_panels(a, b)
     for i in range(3):
-        assert color_at(picture, panels[0], *source[i]) == _HUES[i]
-        assert color_at(picture, panels[1], *target[i]) == _HUES[i]
+        assert color_at(picture, panels[0], *source[i]) == HUES[i]
+        assert color_at(picture, panels[1], *target[i]) == HUES[i]
 
 
 def test_marker_is_centred_to_half_a_pixel_of_the_picture():
@@ -47,7 +48,7 @@ def test_marker_is_centred_to_half_a_pixel_of_the_picture():
     picture = np.asarray(draw_matches(make([(30, 60)], [(70, 20)]), image, image), np.int32)
     panel = drawn_panels(image, image)[0]
     x, y = panel.at(30, 60)
-    near = (np.abs(picture - np.array(_HUES[0])).sum(-1) < 12)[: int(y) + 12, : int(x) + 12]
+    near = (np.abs(picture - np.array(HUES[0])).sum(-1) < 12)[: int(y) + 12, : int(x) + 12]
     rows, columns = np.nonzero(near[int(y) - 5 :, int(x) - 5 :])  # the line and the tag have other shades or places
     assert abs(columns.mean() + int(x) - 5 + 0.5 - x) < 0.75
     assert abs(rows.mean() + int(y) - 5 + 0.5 - y) < 0.75
@@ -100,7 +101,7 @@ def test_any_shape_gives_a_readable_picture(size, heat):
         assert 200 <= picture.width <= 1700
         assert 200 <= picture.height <= 560
         panels = drawn_panels(a, b, *([b] if heat else []))
-        assert color_at(picture, panels[0], *source) == _HUES[0]
+        assert color_at(picture, panels[0], *source) == HUES[0]
         assert all(panel.width >= 40 and panel.height >= 40 for panel in panels)
 
 
@@ -114,7 +115,7 @@ def test_a_point_without_a_match_is_grey_and_has_no_line():
     image = plain(100, 100)
     picture = draw_matches(make([(20, 50)], [(-1, -1)], [math.nan]), image, image)
     first, second = drawn_panels(image, image)
-    assert color_at(picture, first, 20, 50) == _UNMATCHED
+    assert color_at(picture, first, 20, 50) == UNMATCHED
     assert color_at(picture, first, 60, 50) == (90, 90, 90)
     inside = picture.crop([round(v) for v in (second.left + 2, second.top + 2, *(e - 2 for e in second.box[2:]))])
     assert inside.getcolors() == [(inside.width * inside.height, (90, 90, 90))]
@@ -166,7 +167,7 @@ def test_a_heat_map_keeps_undefined_pixels_grey_and_marks_its_point():
     panel = drawn_panels(image)[0]
     red, green, blue = color_at(picture, panel, 40, 10)
     assert red == green == blue
-    assert color_at(picture, panel, 40, 50) == _HUES[1]
+    assert color_at(picture, panel, 40, 50) == HUES[1]
 
 
 @pytest.mark.parametrize("fill", [0.3, math.nan])

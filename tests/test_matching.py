@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from torch import Tensor
 
 import ditf
 from ditf import FeatureMap, InputError
@@ -18,23 +17,9 @@ from ditf.benchmarks.pck import distances, pck
 from ditf.benchmarks.rivals import constant_shift, identity, pixel_patches
 from ditf.matching import distinctive_points, mutual_matches, token_centres
 
+from .feature_maps import from_map, make, mirror_image, scores_at, upsampled
+
 GOLDEN = Path(__file__).parent / "golden" / "keypoint_matching.safetensors"
-
-
-def make(grid, size, seed=0, channels=16, **values) -> FeatureMap:
-    tokens = torch.randn(grid[0] * grid[1], channels, generator=torch.Generator().manual_seed(seed))
-    return FeatureMap(tokens=tokens, grid=grid, image_size=size, **values)
-
-
-def upsampled(features: FeatureMap, size=None) -> Tensor:
-    """(D, H, W) float64, each pixel normalised."""
-    size = size or features.image_size
-    return F.normalize(F.interpolate(features.map[None].double(), size, mode="bilinear")[0], dim=0)
-
-
-def scores_at(src: FeatureMap, tgt: FeatureMap, x: int, y: int) -> Tensor:
-    """(H, W) float64 by the reference protocol."""
-    return torch.einsum("d,dhw->hw", upsampled(src)[:, y, x], upsampled(tgt))
 
 
 @pytest.fixture(scope="module")
@@ -95,46 +80,6 @@ def test_fractional_points_are_interpolated() -> None:
     torch.testing.assert_close(heat.double(), torch.einsum("d,dhw->hw", expected, upsampled(tgt)), rtol=0, atol=2e-6)
 
 
-def test_a_mask_restricts_the_choice_and_an_empty_one_gives_nothing() -> None:
-    src, tgt = make((4, 3), (20, 18), 1), make((3, 5), (31, 47), 2)
-    mask = np.zeros((31, 47), bool)
-    mask[4:9, 30:40] = True
-    matches = ditf.match_points(src, tgt, [(5, 7)], target_mask=mask)
-    inside = scores_at(src, tgt, 5, 7).masked_fill(~torch.from_numpy(mask), -9)
-    assert matches.target.long().tolist() == [[int(inside.argmax()) % 47, int(inside.argmax()) // 47]]
-    nothing = ditf.match_points(src, tgt, [(5, 7)], target_mask=np.zeros((31, 47), bool), cycle=True)
-    assert nothing.target.tolist() == [[-1, -1]]
-    assert nothing.score.isnan().all()
-    assert nothing.cycle_error.isnan().all()
-
-
-def test_topk_is_sorted_and_begins_with_the_match() -> None:
-    src, tgt = make((4, 3), (20, 18), 1), make((3, 5), (31, 47), 2)
-    matches = ditf.match_points(src, tgt, [(5, 7), (1, 1)], topk=4)
-    assert matches.topk.shape == (2, 4, 3)
-    expected = scores_at(src, tgt, 5, 7).flatten().topk(4).values
-    torch.testing.assert_close(matches.topk[0, :, 2].double(), expected, rtol=0, atol=2e-6)
-    torch.testing.assert_close(matches.topk[:, 0, 2], matches.score, rtol=0, atol=1e-6)
-
-
-def test_soft_argmax_is_the_expectation_and_its_window_excludes_the_rest() -> None:
-    src = make((1, 1), (8, 8), 1, 4)
-    tokens = torch.zeros(9, 4)
-    tokens[4] = src.tokens[0]  # one token in the middle; every other is a zero vector
-    tgt = FeatureMap(tokens=tokens, grid=(3, 3), image_size=(33, 33))
-    for refine in ("soft", "window-soft"):
-        matches = ditf.match_points(src, tgt, [(3, 3)], refine=refine)
-        torch.testing.assert_close(matches.target, torch.tensor([[16.0, 16.0]]), rtol=0, atol=1e-3)
-    src, tgt = make((4, 3), (20, 18), 1), make((20, 20), (100, 100), 2)
-    weights = (scores_at(src, tgt, 5, 7) / 0.02).flatten().softmax(0).view(100, 100)
-    expected = [float((weights.sum(0) * torch.arange(100)).sum()), float((weights.sum(1) * torch.arange(100)).sum())]
-    soft = ditf.match_points(src, tgt, [(5, 7)], refine="soft").target[0].tolist()
-    assert soft == pytest.approx(expected, abs=1e-2)
-    best = ditf.match_points(src, tgt, [(5, 7)]).target[0]
-    windowed = ditf.match_points(src, tgt, [(5, 7)], refine="window-soft").target[0]
-    assert float((windowed - best).abs().max()) <= 7 * 5
-
-
 def test_the_cycle_error_is_the_way_back() -> None:
     src, tgt = make((4, 3), (20, 18), 1), make((3, 5), (31, 47), 2)
     points = torch.tensor([[5.0, 7.0], [1.0, 1.0]])
@@ -155,11 +100,52 @@ def test_an_image_matches_itself_everywhere() -> None:
     torch.testing.assert_close(centres[8], torch.tensor([14.5, 14.5]))
 
 
+INTERIOR = [(x, y) for x in (4, 11, 17, 30, 42) for y in (4, 9, 22, 35)]  # of 48 x 40 px on cells of 8 px
+
+
+def test_a_picture_is_found_in_itself() -> None:
+    f = make((5, 6), (40, 48), 1, 32)
+    matches = ditf.match_points(f, f, INTERIOR, cycle=True)
+    assert torch.equal(matches.target, matches.source)
+    assert float(matches.score.min()) > 1 - 1e-6
+    assert not matches.cycle_error.any()
+
+
+def test_a_shifted_picture_moves_every_point_by_the_shift() -> None:
+    scene = torch.randn(32, 7, 9, generator=torch.Generator().manual_seed(1))
+    src, tgt = from_map(scene[:, :5, :6], (40, 48)), from_map(scene[:, 2:, 3:], (40, 48))
+    points = torch.tensor([(x, y) for x in (29, 36, 43) for y in (20, 25, 35)])
+    matches = ditf.match_points(src, tgt, points)
+    assert torch.equal(matches.target, (points - torch.tensor([24, 16])).float())
+
+
+def test_a_mirrored_picture_mirrors_every_point() -> None:
+    f = make((5, 6), (40, 48), 1, 32)
+    matches = ditf.match_points(f, mirror_image(f), INTERIOR)
+    assert torch.equal(matches.target[:, 0], 47 - matches.source[:, 0])
+    assert torch.equal(matches.target[:, 1], matches.source[:, 1])
+
+
+def test_a_turned_picture_turns_every_point() -> None:
+    f = make((5, 6), (40, 48), 1, 32)
+    turned = from_map(f.map.transpose(1, 2).flip(2), (48, 40))  # a quarter turn clockwise
+    matches = ditf.match_points(f, turned, INTERIOR)
+    assert torch.equal(matches.target[:, 0], 39 - matches.source[:, 1])
+    assert torch.equal(matches.target[:, 1], matches.source[:, 0])
+
+
+def test_an_enlarged_picture_scales_every_point_to_half_a_pixel() -> None:
+    f = make((5, 6), (40, 48), 1, 32)
+    large = FeatureMap(tokens=f.tokens, grid=f.grid, image_size=(80, 96))
+    matches = ditf.match_points(f, large, INTERIOR)
+    assert float((matches.target - (matches.source * 2 + 0.5)).abs().max()) == 0.5  # centres fall between pixels
+
+
 def test_padding_is_never_chosen_and_coordinates_stay_those_of_the_image() -> None:
     src = make((3, 3), (30, 30), 1)
     padded = make((6, 6), (30, 60), 2, canvas=(60, 60), offset=(0, 15))
     matches = ditf.match_points(src, padded, [(x, y) for x in range(0, 30, 3) for y in range(0, 30, 3)])
-    whole = upsampled(padded, (60, 60))[:, 15:45]
+    whole = upsampled(padded)
     for (x, y), found in zip(matches.source.long().tolist(), matches.target.long().tolist(), strict=True):
         scores = torch.einsum("d,dhw->hw", upsampled(src)[:, y, x], whole)
         assert float(scores.max() - scores[found[1], found[0]]) < 1e-6
@@ -186,7 +172,8 @@ def test_no_points_give_no_matches() -> None:
         ([(8, 0)], {}, r"points: got \(8.0, 0.0\), expected x in 0\.\.7"),
         ([(1, 1)], {"topk": 0}, "topk: got 0"),
         ([(1, 1)], {"refine": "best"}, "refine: got 'best'"),
-        ([(1, 1)], {"target_mask": np.ones((3, 3), bool)}, r"target_mask: got \(3, 3\), expected \(8, 8\)"),
+        ([(1, 1)], {"temperature": 0.0}, "temperature: got 0.0, expected a finite number above 0"),
+        ([(1, 1)], {"window": float("nan")}, "window: got nan"),
     ],
 )
 def test_bad_input_names_the_argument(points, options, message) -> None:
@@ -194,9 +181,17 @@ def test_bad_input_names_the_argument(points, options, message) -> None:
         ditf.match_points(make((2, 2), (8, 8)), make((2, 2), (8, 8)), points, **options)
 
 
-def test_features_of_two_models_are_refused() -> None:
-    with pytest.raises(InputError, match="16 channels, expected 8 channels|'16 channels'"):
-        ditf.match_points(make((2, 2), (8, 8), channels=8), make((2, 2), (8, 8)), [(1, 1)])
+@pytest.mark.parametrize("function", [ditf.match_points, ditf.similarity_map])
+def test_features_that_do_not_fit_are_refused(function) -> None:
+    src, tgt = make((2, 2), (8, 8), channels=8), make((2, 2), (8, 8))
+    point = [(1, 1)] if function is ditf.match_points else (1, 1)
+    with pytest.raises(InputError, match="tgt: got .16 channels., expected .?8 as in src; use one model for both"):
+        function(src, tgt, point)
+    elsewhere = FeatureMap(tokens=torch.empty(4, 16, device="meta"), grid=(2, 2), image_size=(8, 8))
+    with pytest.raises(InputError, match="tgt: got 'features on meta', expected cpu as in src; move them with"):
+        function(tgt, elsewhere, point)
+    with pytest.raises(InputError, match="tgt: got 'Tensor', expected a FeatureMap"):
+        function(src, tgt.tokens, point)
 
 
 def test_a_point_without_a_prediction_is_wrong_not_missing() -> None:

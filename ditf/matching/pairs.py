@@ -142,7 +142,7 @@ def check_pair(src: Any, tgt: Any, where: str = "", like: FeatureMap | None = No
         if not isinstance(features, FeatureMap):
             raise InputError.of(f"{name}{where}", type(features).__name__, "a FeatureMap")
     first = (src if like is None else like).tokens
-    whose = f"as src{'[0]' if where else ''}"
+    whose = f"as in src{'[0]' if where else ''}"
     for name, features in (("src", src), ("tgt", tgt)):
         tokens = features.tokens
         if tokens.shape[1] != first.shape[1]:

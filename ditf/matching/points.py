@@ -110,7 +110,8 @@ def match_points(
     With lists of feature maps and of points, pairs of any sizes are matched together, in one call of the kernel (more
     where their targets exceed 1 GiB on a GPU, 32 MiB elsewhere), and every argument after ``points`` that speaks of an
     image is a list too. A map that stands in several pairs is recognised as the same object; its Gram planes are worked
-    out once.
+    out once. A pair's whole-pixel matches are bitwise those of a call of its own, unless its target is shared: a matrix
+    product with more rows may round scores otherwise, by about 1e-7.
 
     Args:
         src, tgt: features of the two images, from the same model, block and timestep; or as long lists of them.

@@ -105,7 +105,7 @@ def command(
         "frames": count,
         "objects": [i for i in first.unique().tolist() if i],
         "size": list(opened.size),
-        "protocol": {"name": protocol, **settings.to_dict()},
+        "protocol": {"name": protocol, **_without_size(settings.to_dict())},
         "card": work.card,
     }
     write_json(out / _CARD, document)
@@ -198,6 +198,12 @@ def _run(
             count += 1
             step(f"frame {count}")
     return count
+
+
+def _without_size(settings: dict[str, Any]) -> dict[str, Any]:
+    """What was used: the model's own preset decides how frames are resized."""
+    source = {name: who for name, who in settings["source"].items() if name not in ("side", "multiple")}
+    return {name: v for name, v in settings.items() if name not in ("side", "multiple")} | {"source": source}
 
 
 def _report(document: dict[str, Any], out: Path, overlay: Path | None, clock: Clock) -> None:

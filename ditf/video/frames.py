@@ -68,15 +68,19 @@ class Video:
     count: int | None
     limit: int | None
     _read: Callable[[], Iterator[Frame]]
+    _about: float | None = None  # frames by the container's duration, where it does not count them
 
     def __iter__(self) -> Iterator[Frame]:
         frames = _limited(_checked(self._read(), self.name, self.size), self.limit)
-        last = -1
+        found = 0
         for frame in frames:
-            last = frame.index
+            found = frame.index + 1
             yield frame
-        if self.count is not None and last + 1 < self.count:
-            log.warning("%s: %d frames were promised, %d could be read", self.name, self.count, last + 1)
+        about = 0.95 * self._about - 1 if self._about is not None else 0.0
+        if found < (self.count or about):
+            log.warning(
+                "%s: about %d frames were promised, %d could be read", self.name, self.count or self._about, found
+            )
 
 
 def open_video(source: Any, *, limit: int | None = None) -> Video:
@@ -95,10 +99,11 @@ def open_video(source: Any, *, limit: int | None = None) -> Video:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 2):
         raise InputError.of("limit", limit, "at least 2 frames, or None for all of them")
     if isinstance(source, str | os.PathLike):
-        name, read, rate, count = _from_path(Path(source).expanduser())
+        name, read, rate, count, about = _from_path(Path(source).expanduser())
     elif isinstance(source, Sequence) and not isinstance(source, bytes):
         images = list(source)
-        name, read, rate, count = f"list of {len(images)} images", _list_reader(images), _PICTURE_RATE, len(images)
+        name, read, rate = f"list of {len(images)} images", _list_reader(images), _PICTURE_RATE
+        count, about = len(images), None
     else:
         raise InputError.of("video", type(source).__name__, "a path, a folder or a list of images")
     start = list(_limited(read(), 2))
@@ -107,9 +112,9 @@ def open_video(source: Any, *, limit: int | None = None) -> Video:
         raise InputError(f"video: {name} has {found}, expected at least 2; for two pictures use ditf.match_points")
     size = start[0].image.height, start[0].image.width
     list(_checked(iter(start), name, size))
-    if count is not None and limit is not None:
-        count = min(count, limit)
-    return Video(name, size, rate, count, limit, read)
+    if limit is not None:
+        count, about = (n if n is None else min(n, limit) for n in (count, about))
+    return Video(name, size, rate, None if count is None else int(count), limit, read, about)
 
 
 def frame_features(
@@ -143,7 +148,7 @@ def frame_features(
 
 # --- what a path holds -----------------------------------------------------------------------------------------------
 
-_Source = tuple[str, Callable[[], Iterator[Frame]], Fraction, int | None]
+_Source = tuple[str, Callable[[], Iterator[Frame]], Fraction, int | None, float | None]
 
 
 def _from_path(path: Path) -> _Source:
@@ -151,7 +156,7 @@ def _from_path(path: Path) -> _Source:
         files = sorted((f for f in path.iterdir() if _is_picture(f)), key=lambda f: natural_key(f.name))
         if not files:
             raise InputError(f"video: the folder {path} holds no pictures ({', '.join(_PICTURES)}); give another")
-        return str(path), _list_reader(files), _PICTURE_RATE, len(files)
+        return str(path), _list_reader(files), _PICTURE_RATE, len(files), None
     if not path.exists():
         raise InputError(f"video: no such file: {path}; check the path (now in {Path.cwd()})")
     return _from_animation(path) if path.suffix.lower() in _ANIMATED else _from_container(path)
@@ -202,7 +207,7 @@ def _from_animation(path: Path) -> _Source:
                 f"video: {path}, frame {index} cannot be decoded ({error}); the file may be damaged"
             ) from None
 
-    return str(path), read, Fraction(1000 / first).limit_denominator(1000), count
+    return str(path), read, Fraction(1000 / first).limit_denominator(1000), count, None
 
 
 # --- files of FFmpeg -------------------------------------------------------------------------------------------------
@@ -228,7 +233,8 @@ def _from_container(path: Path) -> _Source:
             if not container.streams.video:
                 raise InputError(f"video: {path} holds no video stream; give another file")
             stream = container.streams.video[0]
-            rate, count = stream.average_rate or stream.guessed_rate or _PICTURE_RATE, stream.frames or None
+            rate, count = Fraction(stream.average_rate or stream.guessed_rate or _PICTURE_RATE), stream.frames or None
+            about = None if container.duration is None else float(container.duration / 1e6 * rate)
     except av.FFmpegError as error:
         raise InputError(
             f"video: {path} is no video that FFmpeg can open ({_reason(error)}); the file may be damaged or cut short"
@@ -250,7 +256,7 @@ def _from_container(path: Path) -> _Source:
                 "it, or stop before that frame"
             ) from None
 
-    return str(path), read, Fraction(rate), count
+    return str(path), read, rate, count, about
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import contextlib
 import csv
 import io
@@ -20,7 +21,6 @@ from PIL import Image, ImageDraw
 from ..errors import InputError, StoreError
 from ..types import Tracks, write_atomically
 from .frames import import_av
-from .masks import palette
 from .track import TrackStep
 
 __all__ = ["TrackPainter", "VideoWriter", "load_tracks", "save_tracks", "write_tracks_csv"]
@@ -114,7 +114,7 @@ class TrackPainter:
         draw = ImageDraw.Draw(layer)
         radius = max(2.5, min(image.size) / 110) * _FINE
         for i, (point, seen) in enumerate(zip(points, visible, strict=True)):
-            color = tuple(int(c) for c in palette()[1 + i % 15])
+            color = _hue(i)
             places = [(float(x), float(y)) for x, y in (np.stack([t[i] for t in self._trail]) + 0.5) * _FINE]
             for before, after in itertools.pairwise(places):
                 if np.isfinite([*before, *after]).all():
@@ -123,6 +123,12 @@ class TrackPainter:
             _disc(draw, x, y, radius, color if seen else None, color)
         shown = layer.resize(image.size, Image.Resampling.BOX)
         return Image.alpha_composite(image.convert("RGBA"), shown).convert("RGB")
+
+
+def _hue(index: int) -> tuple[int, int, int]:
+    """A bright colour, far from those of the indices before it: hues a golden section apart."""
+    red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(0.618034 * index % 1.0, 0.85, 1.0))
+    return red, green, blue
 
 
 def _disc(

@@ -25,7 +25,8 @@ Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 Mode = Literal["direct", "chained", "window"]
 
 _TEMPERATURE = 0.02  # of the soft-argmax: GeoAware-SC's published value
-_STENCIL, _ROUNDS = 7, 12  # samples along a side of its window, two tokens wide; how often it is moved at most
+_HALF_WINDOW = 0.25  # of it, in tokens: a wider one is pulled to the middle of tokens, where similarity is lopsided
+_STENCIL, _ROUNDS = 5, 12  # samples along a side of the window; how often it is moved at most
 _PIXELS_AT_ONCE = 1 << 24  # of similarity maps
 _NUMBERS_AT_ONCE = 1 << 24  # of sampled features
 
@@ -68,8 +69,8 @@ def track_points(
         cycle_tolerance: a point is visible where its match, matched back, lies within so many tokens (their longer
             side) of where it came from: of the point in the first frame, or for "chained" of the point in the frame
             before. A chain that was once broken stays invisible, as nothing says it is on the same point again.
-        subpixel: refine each match by a soft-argmax over two tokens' width, re-centred until it rests. Without it a
-            chain moves by whole pixels, and slow motion is lost.
+        subpixel: refine each match by a soft-argmax over half a token's width, re-centred until it rests. Without it
+            a chain moves by whole pixels, and slow motion is lost.
         backend: "auto", "triton", "torch" or "verify"; default what the features were made with.
 
     Returns:
@@ -182,12 +183,12 @@ def _match_near(src: FeatureMap, tgt: FeatureMap, points: Tensor, centres: Tenso
 
 
 def _refined(query: Tensor, tgt: FeatureMap, start: Tensor, token: Tensor) -> Tensor:
-    """(K, 2) mean position under softmax(similarity / T) in a window of one token to each side, moved until it rests.
+    """(K, 2) mean position under softmax(similarity / T) in a window of half a token, moved until it rests.
 
     A window that does not move is as far on one side of the peak as on the other: its mean is the peak's middle,
     wherever the first one was placed.
     """
-    side = torch.linspace(-1, 1, _STENCIL, device=query.device)
+    side = torch.linspace(-_HALF_WINDOW, _HALF_WINDOW, _STENCIL, device=query.device)
     offsets = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2) * token  # (S, 2)
     limit = torch.tensor(tgt.image_size[::-1], device=query.device) - 1.0
     step = max(1, _NUMBERS_AT_ONCE // (len(offsets) * query.shape[1]))

@@ -171,10 +171,9 @@ class _Planning:
         latents = tuple(side // family.pixels_per_latent for side in size)
         rows = (self.config.ensemble, family.latent_channels, *latents)
         grid = family.grid(torch.empty(rows, device="meta"))
-        encoded, length = text_lengths(family, _pipeline_class(self.opened))
         notes: list[str] = []
-
         encoders = self._encoders(notes)
+        encoded, length = text_lengths(family, _pipeline_class(self.opened), [model for _, model in encoders])
         text_parts = [part for part, _ in encoders]
         vae = self._denoiser("vae", torch.float32, drop_decoder) if "vae" in self.opened.parts.classes else None
         drop = drop_after(self.config.block)
@@ -255,7 +254,7 @@ class _Planning:
         if not isinstance(family, Recorded):
             row = text_row(family, length)
             return count_forward(family, transformer.kept, transformer.whole, self.config.block, rows, self.dtype, row)
-        return count_recorded(self.opened.parts, family, self.config.block, rows, truncate=self.truncate)
+        return count_recorded(self.opened.parts, family, transformer.kept, transformer.whole, self.config.block, rows)
 
 
 @dataclass(frozen=True, eq=False)

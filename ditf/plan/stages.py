@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,19 +39,26 @@ class Counted:
     whole_flops: int | None = None
 
 
-def text_lengths(family: Family, pipeline: type[Any]) -> tuple[int, int]:
+def text_lengths(family: Family, pipeline: type[Any], encoders: Sequence[nn.Module]) -> tuple[int, int]:
     """Tokens of the longest text that the pipeline's ``encode_prompt`` makes by default: in its encoder, and in all
-    that the transformer is given of it."""
-    if not family.reads_text or isinstance(family, Recorded):
+    that the transformer is given of it; 0 where only its pipeline knows."""
+    if not family.reads_text:
         return 0, 0
     asked = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
-    longest = int(asked.default) if asked is not None else _CLIP_TOKENS
-    return longest, longest + _CLIP_TOKENS if isinstance(family, SD3) else longest  # CLIP's stand before T5's
+    longest = asked.default if asked is not None and isinstance(asked.default, int) else _CLIP_TOKENS
+    if isinstance(family, Recorded):  # its own pipeline says
+        return longest, 0
+    if not isinstance(family, SD3):
+        return longest, longest
+    clip = next((_clip_tokens(model) for model in encoders if _is_clip(model)), _CLIP_TOKENS)
+    # they stand before T5's, or before as many zeros where T5 is left out
+    without = (family.index.get("text_encoder_3") or [None])[-1] is None
+    return longest, clip + (clip if without else longest)
 
 
 def count_encoder(model: nn.Module, length: int) -> Counted:
-    """One prompt through a text encoder: ``length`` tokens, in CLIP its own 77."""
-    tokens = _CLIP_TOKENS if type(model).__name__.startswith("CLIP") or not length else length
+    """One prompt through a text encoder: ``length`` tokens, in CLIP as many as it can."""
+    tokens = _clip_tokens(model) if _is_clip(model) else length
     ids = torch.zeros(1, tokens, dtype=torch.int64, device=META)
 
     def run() -> None:
@@ -153,6 +160,15 @@ def _run_whole(transformer: nn.Module, inputs: dict[str, Any]) -> None:
     finally:
         if hook is not None:
             hook.remove()
+
+
+def _is_clip(model: nn.Module) -> bool:
+    return type(model).__name__.startswith("CLIP")
+
+
+def _clip_tokens(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.max_position_embeddings)
 
 
 class _Ended(Exception):  # noqa: N818 (no error: the way out)

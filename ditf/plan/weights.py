@@ -36,21 +36,15 @@ class _Stored:
     size: int
 
 
-def hollow(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype, device: str = "meta") -> nn.Module:
-    """A diffusers model of which nothing is in memory, not even its buffers (0.9 GB of positions in SD3.5-medium).
-
-    Args:
-        device: "cpu" in torch's fake mode, which has no memory there either.
-    """
+def hollow(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A diffusers model of which nothing is in memory, not even its buffers (0.9 GB of positions in SD3.5-medium)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with torch.device("meta"):
             return cls.from_config(dict(config))
     except (NotImplementedError, RuntimeError, ValueError):  # its __init__ computes with real numbers
-        if device != "meta":
-            raise
-        return empty(cls, config, dtype).to(device)
+        return empty(cls, config, dtype).to("meta")
     finally:
         torch.set_default_dtype(before)
 
@@ -65,14 +59,14 @@ def model_class(entry: Sequence[str | None]) -> type[nn.Module] | None:
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
-def hollow_encoder(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype, device: str = "meta") -> nn.Module:
+def hollow_encoder(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     """A text encoder of transformers, or another model of diffusers, without memory, as loading leaves it."""
     if hasattr(cls, "from_config") and not hasattr(cls, "config_class"):
-        return as_loaded(hollow(cls, config, dtype, device), dtype)
+        return as_loaded(hollow(cls, config, dtype), dtype)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with torch.device("meta"):
             model = cls(cls.config_class.from_dict(dict(config)))
     finally:
         torch.set_default_dtype(before)

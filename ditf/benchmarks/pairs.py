@@ -70,8 +70,10 @@ class Pair:
         source, target: image files.
         source_size, target_size: (H, W) as annotated, or None where the annotations do not say.
         points, truth: (K, 2) float64 corresponding points of source and target.
-        lengths: reference lengths in pixels of the target, by name: "box", "image", ...
+        lengths: reference lengths in pixels of the target that its annotations give, by name: "box", ...
         source_prompt, target_prompt: what fills ``{category}`` in the prompt of each image.
+        factors: by what the points of source and target are multiplied once they are on the canvas, (K,) each, where a
+            published evaluator does that to points it takes for half visible; None: they are not.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Pair:
     lengths: Mapping[str, float]
     source_prompt: str
     target_prompt: str
+    factors: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)

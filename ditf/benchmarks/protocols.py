@@ -47,7 +47,8 @@ class Protocol:
         compare: (width, height) to which errors are scaled per axis before they are measured, or None.
         operator, arithmetic: see :func:`ditf.benchmarks.scores.within`.
         alphas: thresholds, the one its authors quote first.
-        length: which reference length of the data set's.
+        length: which reference length: "image" (larger side of the target), "compare" (larger side of ``compare``), or
+            one that the data set's annotations give.
         prompt: template given to the model, or None: the model's own.
         headline: the average its authors print, of :data:`ditf.benchmarks.scores.AGGREGATES`.
         annotations: "pairs": the pair files' points; "images": those that both image files have (GeoAware-SC).
@@ -216,13 +217,13 @@ def frame_pair(
     Raises:
         InputError: a point outside with ``outside="error"``, or a reference length that the data set does not have.
     """
-    if protocol.length not in pair.lengths:
-        raise InputError.of("length", protocol.length, f"one of {', '.join(pair.lengths)}")
-    points, truth, length = pair.points, pair.truth, pair.lengths[protocol.length]
+    points, truth, length = pair.points, pair.truth, _length(pair, protocol, sizes[1])
     source_size, target_size = sizes
     if protocol.canvas is not None:
         points, truth = (_to_canvas(p, s, protocol.canvas) for p, s in ((points, source_size), (truth, target_size)))
         length = length * protocol.canvas / max(target_size)
+        if pair.factors is not None:
+            points, truth = points * pair.factors[0][:, None], truth * pair.factors[1][:, None]
         source_size = target_size = (protocol.canvas, protocol.canvas)
     lookup = np.trunc(points) if protocol.lookup == "integer" and protocol.canvas is None else points
     clipped = np.clip(lookup, 0, np.array(source_size[::-1]) - 1)
@@ -238,6 +239,17 @@ def frame_pair(
         keep = ~bad
         clipped, points, truth, bad = clipped[keep], points[keep], truth[keep], bad[keep]
     return Framed(pair, source_size, target_size, clipped, points, truth, length, int(bad.sum()))
+
+
+def _length(pair: Pair, protocol: Protocol, target_size: tuple[int, int]) -> float:
+    """Reference length in pixels of the target image, or of the size that errors are scaled to."""
+    if protocol.length == "image":
+        return float(max(target_size))
+    if protocol.length == "compare" and protocol.compare is not None:
+        return float(max(protocol.compare))
+    if protocol.length not in pair.lengths:
+        raise InputError.of("length", protocol.length, f"one of {', '.join(['image', *pair.lengths])}")
+    return pair.lengths[protocol.length]
 
 
 def _to_canvas(points: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:

@@ -70,6 +70,28 @@ BENCHMARKS = {
             "images from PASCAL VOC 2012 and PASCAL 3D+ (Flickr's terms of use); for research",
             "ditf-code",
         ),
+        Benchmark(
+            "ap10k",
+            "AP-10K",
+            "https://github.com/AlexTheBad/AP-10K (Yu et al., arXiv 2108.12617); pairs as GeoAware-SC makes them "
+            "(arXiv 2311.17034)",
+            "as its repository says; the images belong to their owners",
+            "geoaware",
+        ),
+        Benchmark(
+            "pfpascal",
+            "PF-PASCAL",
+            "https://www.di.ens.fr/willow/research/proposalflow (Ham et al., arXiv 1703.07144)",
+            "images from PASCAL VOC 2012 (Flickr's terms of use); for research",
+            "ditf-code",
+        ),
+        Benchmark(
+            "pfwillow",
+            "PF-WILLOW",
+            "https://www.di.ens.fr/willow/research/proposalflow (Ham et al., arXiv 1511.05065)",
+            "no licence is stated; for research",
+            "hpf",
+        ),
     )
 }
 

@@ -38,7 +38,7 @@ def root_of(folder: Path) -> Path:
         InputError: neither.
     """
     for root in (folder, folder / "SPair-71k"):
-        if (root / "PairAnnotation").is_dir():
+        if (root / "PairAnnotation").is_dir() and not any((root / "ImageAnnotation").glob("*/*/")):  # that is AP-10K
             return root
     raise InputError(f"--data: {folder} has no PairAnnotation; give the folder SPair-71k of the unpacked archive")
 
@@ -141,7 +141,7 @@ def _pair(root: Path, split: str, name: str, protocol: Protocol, problems: Probl
     folder = root / "JPEGImages" / category
     return Pair(
         name, category, folder / names[0], folder / names[1], sizes[0], sizes[1], points, truth,
-        {"box": length, "image": float(max(sizes[1]))}, category, category,
+        {"box": length}, category, category,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, eval, extract, inspect, match, plan, propagate, sweep, track
+from . import data, doctor, eval, extract, inspect, match, plan, propagate, sweep, track
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ for _module in (match, extract, inspect, sweep, propagate, track, plan, doctor):
     _paragraphs = (_module.command.__doc__ or "").split("\n\n")
     _help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)
     app.command(_module.NAME, help=_help, epilog=_module.EXAMPLE)(_module.command)
+app.add_typer(data.app, name=data.NAME)
 app.add_typer(eval.app, name=eval.NAME)
 
 

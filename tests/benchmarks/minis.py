@@ -144,6 +144,99 @@ def make_spair(folder: Path) -> Path:
     return root
 
 
+# --- AP-10K ----------------------------------------------------------------------------------------------------------
+
+# 420 x 280 becomes 840 x 560 on the canvas, 140 down: x' = 2x, y' = 2y + 140, one pixel off the centre of a patch.
+AP10K_POINTS = {0: (73, 87, 2), 1: (143, 87, 2), 2: (213, 157, 2), 5: (283, 157, 2)}
+AP10K_TALL = {0: (87, 73, 2), 1: (87, 143, 2), 2: (157, 213, 2), 5: (157, 283, 2)}
+
+
+def animal(number: int, family: str, species: str, size: tuple[int, int], points: dict[int, Any], box: Any) -> dict:
+    """An image's annotation as GeoAware-SC merges it; ``size`` is (H, W), ``box`` left, top, width, height."""
+    flat = [0] * 51
+    for i, values in points.items():
+        flat[3 * i : 3 * i + 3] = values
+    return {
+        "id": number, "image_id": number, "category_id": 1, "bbox": list(box), "iscrowd": 0, "keypoints": flat,
+        "num_keypoints": sum(v > 0 for v in flat[2::3]), "file_name": f"{number:012d}.jpg", "height": size[0],
+        "width": size[1], "name": species, "supercategory": family,
+    }  # fmt: skip
+
+
+def write_animal(root: Path, one: dict[str, Any]) -> str:
+    """Its annotation and image; returns the annotation's path as pair files have it."""
+    within = f"{one['supercategory']}/{one['name']}/{one['id']:012d}"
+    write_json(root / "ImageAnnotation" / f"{within}.json", one)
+    write_image(root / "JPEGImages" / f"{within}.jpg", texture(one["height"], one["width"], one["id"]))
+    return f"data/ap-10k/ImageAnnotation/{within}.json"
+
+
+def write_animals(root: Path, split: str, first: str, second: str, tag: str) -> Path:
+    path = root / "PairAnnotation" / split / f"{Path(first).stem}-{Path(second).stem}:{tag}.json"
+    write_json(path, {"src_json_path": first, "trg_json_path": second})
+    return path
+
+
+def make_ap10k(folder: Path) -> Path:
+    """One pair in each of three settings, a cat with a point that is hidden in its target, and a bobcat."""
+    root, wide, box = folder / "ap-10k", (280, 420), (70, 84, 210, 140)
+    hidden = {**AP10K_POINTS, 5: (283, 157, 0)}
+    cat = write_animal(root, animal(1, "Felidae", "cat", wide, AP10K_POINTS, box))
+    other = write_animal(root, animal(2, "Felidae", "cat", wide, hidden, box))
+    bobcat = write_animal(root, animal(3, "Felidae", "bobcat", wide, AP10K_POINTS, box))
+    dog = write_animal(root, animal(4, "Canidae", "dog", (420, 280), AP10K_TALL, (84, 70, 140, 210)))
+    write_animals(root, "test", cat, other, "cat")
+    write_animals(root, "test_cross_species", cat, bobcat, "Felidae")
+    write_animals(root, "test_cross_family", cat, dog, "all")
+    return root
+
+
+# --- PF-PASCAL, PF-WILLOW --------------------------------------------------------------------------------------------
+
+PFPASCAL = [  # class, category, source, target, (H, W), shift, points with their errors
+    (8, "cat", "2008_000001", "2008_000002", (120, 160), (16, 8),
+     [(40, 40, 0, 0), (56, 40, 6, 5.25), (40, 56, 12, 9), (72, 64, 16, 0)]),
+    (2, "bicycle", "2009_000001", "2009_000002", (160, 120), (8, 16), [(40, 40, 0, 4), (48, 64, 0, 20)]),
+]  # fmt: skip
+PFPASCAL_SHIFTS = {row[3]: row[5] for row in PFPASCAL}
+
+
+def make_pfpascal(folder: Path) -> Path:
+    from scipy.io import savemat
+
+    root, lines = folder / "PF-dataset-PASCAL", ["source_image,target_image,class,XA,YA,XB,YB"]
+    for number, category, source, target, (height, width), (dx, dy), points in PFPASCAL:
+        at = np.array([[x, y] for x, y, _, _ in points], float)
+        truth = np.array([[x + dx + ex, y + dy + ey] for x, y, ex, ey in points], float)
+        box = np.array([[11, 11, width - 10, height - 10]])
+        for name, own in ((source, [*at, [np.nan, np.nan]]), (target, [*truth, [30, 30]])):
+            write_image(root / "JPEGImages" / f"{name}.jpg", texture(height, width, number))
+            mat = root / "Annotations" / category / f"{name}.mat"
+            mat.parent.mkdir(parents=True, exist_ok=True)
+            savemat(mat, {"kps": np.array(own), "bbox": box})
+        columns = [";".join(repr(float(v)) for v in one) for one in (*at.T, *truth.T)]
+        names = [f"PF-dataset-PASCAL/JPEGImages/{name}.jpg" for name in (source, target)]
+        lines.append(",".join([*names, str(number), *columns]))
+    (root / "test_pairs_pf_pascal.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+PFWILLOW_ERRORS = [0, 0, 0, 0, 0, 4, 6, 9, 11, 0]
+
+
+def make_pfwillow(folder: Path) -> Path:
+    """One pair, moved by (8, 8); the target's points span 100 pixels, with padding of -1 they would span 139."""
+    root, name = folder / "PF-dataset", "car(G)"
+    for one in "ab":
+        write_image(root / name / f"{one}.png", texture(120, 160, 5))
+    x, y = np.array([30, 40, 50, 60, 70, 80, 90, 100, 110, 130.0]), np.array([30, 35, 40, 45, 50, 55, 60, 65, 70, 80.0])
+    headings = ["imageA", "imageB", *(f"{c}{i}" for c in ("XA", "YA", "XB", "YB") for i in range(1, 11))]
+    numbers = np.concatenate([x, y, x + 8 + np.array(PFWILLOW_ERRORS), y + 8])
+    row = [f"PF-dataset/{name}/a.png", f"PF-dataset/{name}/b.png", *(repr(float(v)) for v in numbers)]
+    (root / "test_pairs_pf.csv").write_text(",".join(headings) + "\n" + ",".join(row) + "\n")
+    return root
+
+
 # --- features that know the answer -----------------------------------------------------------------------------------
 
 _WAVES = torch.randn(96, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 14.0

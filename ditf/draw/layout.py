@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import InputError
 
-__all__ = ["COLUMN", "MARGIN", "TITLE", "Panel", "canvas_size", "plan_panels", "resized"]
+__all__ = ["COLUMN", "LEGEND", "MARGIN", "TITLE", "Panel", "canvas_size", "plan_panels", "resized"]
 
 MARGIN, GAP = 20, 18
 CAPTION, TITLE, LEGEND = 24, 36, 34

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..images import load_image
 from ..types import Matches
-from .colors import HUES, INFERNO, INK, PAPER, SOFT_INK, UNMATCHED, VIRIDIS, Color, read_colors, share_of, span_of
+from .colors import HUES, INFERNO, PAPER, SOFT_INK, UNMATCHED, VIRIDIS, Color, read_colors, share_of, span_of
 from .heat_maps import blended, checked_heat_map
-from .layout import COLUMN, MARGIN, TITLE, Panel, canvas_size, plan_panels, resized
+from .layout import COLUMN, MARGIN, Panel, canvas_size, plan_panels, resized
 from .overlay import LineStyle, Overlay, Tag
 
 __all__ = ["draw_matches"]
@@ -84,7 +84,7 @@ def draw_matches(
         overlay.frame(panel)
         overlay.caption(panel, name)
     if title is not None:
-        overlay.text((MARGIN, MARGIN + TITLE / 2 - 7), title, 19, INK, "lm", limit=size[0] - 2 * MARGIN)
+        overlay.title(title)
     _draw_pairs(overlay, pairs, colors, panels)
     _draw_legend(overlay, pairs, by_score, span, tolerance, panels)
     if heat_map is not None:

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .colors import HUES, INK, PAPER, SOFT_INK, UNMATCHED, Color, luminance, read_colors, share_of, viridis
-from .layout import COLUMN, Panel
+from .layout import COLUMN, MARGIN, TITLE, Panel
 
-__all__ = ["LineStyle", "Overlay", "Tag"]
+__all__ = ["FINE", "LineStyle", "Overlay", "Tag"]
 
 FINE = 3  # the overlay is drawn this many times larger
 Box = tuple[float, float, float, float]
@@ -74,6 +74,10 @@ class Overlay:
     def caption(self, panel: Panel, text: str) -> None:
         self.text((panel.center, panel.top - 11), text, 14, INK, "mm", limit=max(panel.width, COLUMN))
 
+    def title(self, text: str) -> None:
+        """A line above everything."""
+        self.text((MARGIN, MARGIN + TITLE / 2 - 7), text, 19, INK, "lm", limit=self.size[0] - 2 * MARGIN)
+
     def frame(self, panel: Panel) -> None:
         left, top, right, bottom = panel.box
         self.draw.rectangle(
@@ -89,6 +93,36 @@ class Overlay:
         if alpha > 100:
             self.draw.line(ends, (*INK, alpha // 2), round((width + 1.4) * FINE))
         self.draw.line(ends, (*color, alpha), max(1, round(width * FINE)))
+
+    def stroke(self, points: Sequence[tuple[float, float]], color: Color, width: float, alpha: int) -> None:
+        """A polyline with round joints over a darker, wider one."""
+        fine = [(x * FINE, y * FINE) for x, y in points]
+        self.draw.line(fine, (*INK, alpha // 2), round((width + 1.4) * FINE), "curve")
+        self.draw.line(fine, (*color, alpha), max(1, round(width * FINE)), "curve")
+
+    def ring(self, at: tuple[float, float], color: Color, radius: float) -> None:
+        """A hollow marker of a point that is not seen."""
+        x, y = at[0] * FINE, at[1] * FINE
+        for reach, ink, width in ((2.6, INK, 0.8), (1.8, PAPER, 1.1), (0.7, color, 1.4)):
+            r = (radius + reach) * FINE
+            self.draw.ellipse((x - r, y - r, x + r - 1, y + r - 1), None, (*ink, 255), round(width * FINE))
+
+    def legend(self, at: tuple[float, float], entries: Sequence[tuple[str, Color]], right: float) -> float:
+        """Coloured squares with their names, as far as they fit; returns where the line goes on."""
+        left, middle = at
+        font = _font(13)
+        for position, (name, color) in enumerate(entries):
+            wide = 12 + 6 + font.getlength(_ascii(name)) / FINE + 16
+            rest = f"and {len(entries) - position} more"
+            room = font.getlength(rest) / FINE + 16 if position + 1 < len(entries) else 0.0
+            if left + wide + room > right:
+                self.text((left, middle), rest, 13, SOFT_INK, "lm")
+                return left + font.getlength(rest) / FINE + 16
+            box = (left, middle - 6, left + 12, middle + 6)
+            self.draw.rectangle([v * FINE for v in box], (*color, 255), (*INK, 160), 2)
+            self.text((left + 18, middle), name, 13, INK, "lm")
+            left += wide
+        return left
 
     def marker(self, at: tuple[float, float], color: Color, radius: float) -> None:
         """A disc of the pair's colour, rimmed white and dark; its centre is the point."""

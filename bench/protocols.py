@@ -41,6 +41,34 @@ def find_upsampled_dots(query: Tensor, target: Tensor, size: Size) -> Tensor:
     return _xy(scores[0].flatten(1).argmax(1), size[1])
 
 
+def soft_normalise_once(query: Tensor, target: Tensor, size: Size, window: float = 0.0) -> Tensor:
+    """Expected positions (K, 2) under softmax(cosine / 0.02) of all pixels, or of a window of tokens at the best."""
+    pixels = F.normalize(upsample(target, size).flatten(2), dim=1)[0]  # (D, H * W)
+    return expected_positions(F.normalize(query, dim=1) @ pixels, target.shape[2:], size, window)
+
+
+def soft_upsampled_dots(query: Tensor, target: Tensor, size: Size, window: float = 0.0) -> Tensor:
+    """The same of low-resolution cosines, upsampled: not the same answer."""
+    cosine = F.normalize(query, dim=1) @ F.normalize(target[0].flatten(1), dim=0)  # (K, h * w)
+    scores = upsample(cosine.view(1, len(query), *target.shape[2:]), size)[0]
+    return expected_positions(scores.flatten(1), target.shape[2:], size, window)
+
+
+def expected_positions(scores: Tensor, grid: tuple[int, ...], size: Size, window: float) -> Tensor:
+    """Of scores (K, H * W), with all other pixels at minus infinity where a window is given."""
+    (height, width), scores = size, scores.float()
+    x = torch.arange(width, device=scores.device).expand(height, width).flatten()
+    y = torch.arange(height, device=scores.device)[:, None].expand(height, width).flatten()
+    if window:
+        best = scores.argmax(1, keepdim=True)
+        far = ((y - best // width).abs() > window * height / grid[0]) | (
+            (x - best % width).abs() > window * width / grid[1]
+        )
+        scores = scores.masked_fill(far, -torch.inf)
+    weight = (scores / 0.02).softmax(1)
+    return torch.stack([(weight * x).sum(1), (weight * y).sum(1)], 1)
+
+
 def upsample(features: Tensor, size: Size) -> Tensor:
     return F.interpolate(features, size, mode="bilinear")
 
@@ -64,10 +92,14 @@ def normalise_once(source: Tensor, target: Tensor, sizes: tuple[Size, Size], poi
 
 def upsampled_dots(source: Tensor, target: Tensor, sizes: tuple[Size, Size], points: Tensor) -> Tensor:
     """Neither map upsampled."""
-    (height, width), points = sizes[0], points.to(source.device)
+    return find_upsampled_dots(sampled(source, sizes[0], points), target, sizes[1])
+
+
+def sampled(source: Tensor, size: Size, points: Tensor) -> Tensor:
+    """(K, D) of (1, D, h, w), interpolated at the points alone."""
+    (height, width), points = size, points.to(source.device)
     grid = (points + 0.5) / torch.tensor([width, height], device=source.device) * 2 - 1
-    query = F.grid_sample(source, grid[None, None].to(source), padding_mode="border", align_corners=False)
-    return find_upsampled_dots(query[0, :, 0].T, target, sizes[1])
+    return F.grid_sample(source, grid[None, None].to(source), padding_mode="border", align_corners=False)[0, :, 0].T
 
 
 def at_pixels(pixels: Tensor, points: Tensor) -> Tensor:

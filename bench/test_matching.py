@@ -1,9 +1,12 @@
-"""match_points beside the reference protocol and its two cheaper variants, on SPair-71k sizes.
+"""match_points beside the reference protocol and its two cheaper variants, on SPair-71k sizes; soft; many pairs.
 
 Two maps of 3072 channels on 30 x 40 tokens, images of 500 x 375 px, 8 keypoints. Rivals, in ``bench/protocols.py``: the
 reference protocol (both maps upsampled, all pixels normalised per keypoint), the same normalising once, and
 low-resolution dot products, upsampled, which answer differently. On a CPU one keypoint of eight of the reference is run
 and its time extrapolated; its memory is then what comes on top of the upsampled target.
+
+Soft positions (softmax over the image, or over a window of 7 tokens) stand beside the same of the two cheaper variants,
+which are given the queries; many pairs in one call beside a loop over pairs, of 768 channels on a CPU.
 
 Floor: bytes = the target's h * w * D elements, FLOPs = 2 * K * h * w * D. ``match_points`` starts from points in the
 CPU's memory, so on CUDA all rows are calls with their launches, until the result is there.
@@ -114,3 +117,105 @@ def test_memory_is_a_fiftieth() -> None:
     if not {"ours", "reference protocol"} <= set(_peak):
         pytest.skip("compares rows above, of which some did not run, or memory could not be known")
     assert _peak["ours"] * 50 < _peak["reference protocol"]
+
+
+# --- soft positions --------------------------------------------------------------------------------------------------
+
+WINDOW = 7.0
+SOFT = {"soft": 0.0, "window-soft": WINDOW}
+
+
+@pytest.mark.parametrize("refine", SOFT)
+def test_soft_ours(benchmark, refine: str) -> None:
+    def make_inputs():
+        pair = make_pair()
+        return *feature_maps(pair), pair.points
+
+    def call(*inputs):
+        return ditf.match_points(*inputs, refine=refine, window=WINDOW).target
+
+    found = run_soft(benchmark, refine, "ours", call, make_inputs)
+    pair = make_pair()
+    query = protocols.sampled(pair.source.float(), SIZE, pair.points)
+    exact = protocols.soft_normalise_once(query, pair.target.float(), SIZE, SOFT[refine])
+    assert float((found - exact).abs().max()) < (0.5 if GPU else 1e-2)  # pixels
+
+
+@pytest.mark.parametrize("refine", SOFT)
+@pytest.mark.parametrize(
+    ("provider", "function"),
+    [
+        ("low-resolution dots, then upsample (inexact)", protocols.soft_upsampled_dots),
+        ("normalise once", protocols.soft_normalise_once),
+    ],
+)
+def test_soft_rival(benchmark, refine: str, provider: str, function: Callable[..., torch.Tensor]) -> None:
+    def make_inputs():
+        pair = make_pair()
+        return protocols.sampled(pair.source, SIZE, pair.points), pair.target
+
+    def call(query, target):
+        return function(query, target, SIZE, SOFT[refine])
+
+    slow = {"rounds": 5 if GPU else 1} if provider == "normalise once" else {}
+    run_soft(benchmark, refine, provider, call, make_inputs, **slow)
+
+
+def run_soft(benchmark, refine: str, provider: str, function, make_inputs, **how: Any) -> torch.Tensor:
+    group = GROUP.replace("match", f"{refine} positions of")
+    return measure(benchmark, function, make_inputs, provider=provider, group=group, graph=False, **FLOOR, **how)
+
+
+# --- many pairs ------------------------------------------------------------------------------------------------------
+
+MANY_CHANNELS = 3072 if GPU else 768
+Maps = list[ditf.FeatureMap]
+
+
+def one_call(source: Maps, target: Maps, points: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([m.target for m in ditf.match_points(source, target, points)])
+
+
+def pair_by_pair(source: Maps, target: Maps, points: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([ditf.match_points(*pair).target for pair in zip(source, target, points, strict=True)])
+
+
+def dots_by_pair(source: Maps, target: Maps, points: list[torch.Tensor]) -> torch.Tensor:
+    pairs = zip(source, target, points, strict=True)
+    return torch.cat([protocols.upsampled_dots(a.map[None], b.map[None], (SIZE, SIZE), p) for a, b, p in pairs])
+
+
+@pytest.mark.parametrize(
+    ("provider", "function"),
+    [
+        ("ours", one_call),
+        ("ours, pair by pair", pair_by_pair),
+        ("low-resolution dots, then upsample (inexact)", dots_by_pair),
+    ],
+)
+@pytest.mark.parametrize("targets", ["own targets", "one target"])
+@pytest.mark.parametrize("count", [8, 64])
+def test_many_pairs(benchmark, count: int, targets: str, provider: str, function) -> None:
+    def make_inputs():
+        torch.manual_seed(0)
+        pairs = [protocols.make_pair(MANY_CHANNELS, GRID, SIZE, KEYPOINTS, DEVICE, DTYPE) for _ in range(count)]
+        maps = [feature_maps(pair) for pair in pairs]
+        found = [b if targets == "own targets" else maps[0][1] for _, b in maps]
+        return [a for a, _ in maps], found, [pair.points for pair in pairs]
+
+    distinct = count if targets == "own targets" else 1
+    predictions = measure(
+        benchmark,
+        function,
+        make_inputs,
+        provider=provider,
+        group=f"match {count} pairs, {targets}, {KEYPOINTS} points each, D = {MANY_CHANNELS}, {SIZE[1]} x {SIZE[0]} px",
+        graph=False,
+        rounds=None if GPU else 3,
+        bytes=distinct * CELLS * MANY_CHANNELS * DTYPE.itemsize,
+        flops=2 * count * KEYPOINTS * CELLS * MANY_CHANNELS,
+        dtype=DTYPE,
+    )
+    if provider == "ours":
+        source, target, points = make_inputs()
+        assert protocols.agree(predictions, pair_by_pair(source, target, points))

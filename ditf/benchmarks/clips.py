@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from ..errors import InputError
 from ..tiny.kinds import KINDS
 from ..types import FeatureMap
+from ..video.masks import resized_nearest
 
 __all__ = ["Clip", "ClipFrame", "make_clip", "oracle_features"]
 
@@ -141,27 +142,29 @@ def make_clip(seed: int, length: int = 24, *, size: tuple[int, int] = (120, 160)
     return Clip(seed, size, length, _things(random, size, things), _background(random, size))
 
 
-def oracle_features(frame: ClipFrame, stride: int, *, channels: int = 256, width: float = 2.0) -> FeatureMap:
+def oracle_features(frame: ClipFrame, grid: tuple[int, int], *, channels: int = 256, width: float = 2.0) -> FeatureMap:
     """Features that know the truth: random Fourier features of where on its thing each token's middle lies.
 
-    Their cosine is about exp(-(distance / (width * stride))^2 / 2) on one thing and about 0 between two things.
+    Their cosine is about exp(-(distance / (width * token))^2 / 2) on one thing and about 0 between two things.
 
     Args:
-        stride: pixels per token.
+        grid: (h, w) tokens.
         width: of that bell, in tokens.
     """
-    height, across = frame.mask.shape
-    grid = height // stride, across // stride
-    rows, columns = (
-        (2 * np.arange(n) + 1) * length // (2 * n) for n, length in zip(grid, frame.mask.shape, strict=True)
-    )
-    number = frame.mask[rows[:, None], columns].ravel()
+    size = frame.mask.shape[0], frame.mask.shape[1]
+    rows, columns = (_middles(n, length) for n, length in zip(grid, size, strict=True))
+    number = torch.from_numpy(frame.mask[rows[:, None], columns].ravel().astype(np.int64))
     place = torch.from_numpy(frame.place[rows[:, None], columns].reshape(-1, 2))
     random = torch.Generator().manual_seed(0)
-    waves = torch.randn(2, channels // 2, generator=random) / (width * stride)
+    waves = torch.randn(2, channels // 2, generator=random) / (width * size[0] / grid[0])
     phase = torch.rand(256, channels // 2, generator=random) * 2 * math.pi  # a thing's own
-    angle = place @ waves + phase[torch.from_numpy(number.astype(np.int64))]
-    return FeatureMap(tokens=torch.cat([angle.cos(), angle.sin()], 1), grid=grid, image_size=(height, across))
+    angle = place @ waves + phase[number]
+    return FeatureMap(tokens=torch.cat([angle.cos(), angle.sin()], 1), grid=grid, image_size=size)
+
+
+def _middles(tokens: int, pixels: int) -> np.ndarray:
+    """The pixel at the middle of each token, the one that masks are read at."""
+    return resized_nearest(torch.arange(pixels)[None], (1, tokens))[0].numpy()
 
 
 def _placed(picture: Image.Image, to_picture: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -1,0 +1,77 @@
+"""The clips that know their truth, and how far features carry a mask through them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ditf import FeatureExtractor, InputError
+from ditf.benchmarks.clips import make_clip, oracle_features
+from ditf.benchmarks.propagation import HELD_OUT, TINY, TUNING, propagation_table, table_lines
+
+
+def test_a_clip_is_the_same_for_its_seed_whatever_its_length() -> None:
+    short, long = make_clip(5, 2), make_clip(5, 1000)
+    for t in (0, 1):
+        assert (short[t].pixels == long[t].pixels).all()
+        assert (short[t].mask == long[t].mask).all()
+    assert (make_clip(6, 2)[0].pixels != short[0].pixels).mean() > 0.9
+    assert (long[999].mask > 0).mean() > 0.02
+
+
+def test_both_things_are_whole_in_the_first_frame_of_the_clips_in_use() -> None:
+    for seed in (*TUNING, *HELD_OUT):
+        counts = np.bincount(make_clip(seed)[0].mask.ravel(), minlength=3)
+        assert len(counts) == 3
+        assert counts[1:].min() > 300
+
+
+def test_the_place_of_a_pixel_leads_to_the_same_colour_in_another_frame() -> None:
+    """Pixels of one thing in frame 9, looked up where frame 0 has the same place: alike, and less so a pixel aside."""
+    clip = make_clip(11)
+    first, later = clip[0], clip[9]
+    for number in (1, 2):
+        ys, xs = np.nonzero(first.mask == number)
+        known = torch.from_numpy(first.place[ys, xs])
+        rows, columns = np.nonzero(later.mask == number)
+        errors = []
+        for shift in ((0.0, 0.0), (3.0, 0.0), (0.0, 3.0)):
+            wanted = torch.from_numpy(later.place[rows, columns]) + torch.tensor(shift)
+            apart, nearest = torch.cdist(wanted, known).min(1)
+            good = (apart < 0.8).numpy()
+            assert good.sum() > 150
+            a = first.pixels[ys[nearest[good]], xs[nearest[good]]].astype(float)
+            errors.append(np.abs(a - later.pixels[rows[good], columns[good]]).mean())
+        assert errors[0] < 0.7 * min(errors[1:])
+
+
+def test_oracle_features_tell_places_apart() -> None:
+    frame = make_clip(11)[0]
+    features = oracle_features(frame, (30, 40), channels=2048)
+    unit = torch.nn.functional.normalize(features.tokens, dim=-1)
+    number = torch.from_numpy(frame.mask[2::4, 2::4].ravel().astype(np.int64))
+    place = torch.from_numpy(frame.place[2::4, 2::4].reshape(-1, 2))
+    expected = (-0.5 * (torch.cdist(place, place) / 8) ** 2).exp() * (number[:, None] == number)
+    assert (unit @ unit.T - expected).abs().max() < 0.15
+    assert (unit @ unit.T - expected).abs().mean() < 0.03
+
+
+def test_features_of_ditf_tiny_carry_a_mask_ten_points_further_than_copying_it() -> None:
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=96)
+    rows = propagation_table(extractor, HELD_OUT[:1], length=14, patches=(9,))
+    scores = {row.method: row.j_and_f for row in rows}
+    assert list(scores) == ["first mask copied", "pixel patches, 9 px", "ditf-tiny", "oracle", "ceiling"]
+    assert scores["first mask copied"] < 50
+    assert scores["oracle"] >= scores["ceiling"] - 1
+    assert scores["ditf-tiny"] >= scores["first mask copied"] + 10
+    assert len(table_lines(rows)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"length": 1}, "length: got 1"), ({"size": (8, 99)}, "at least 16 pixels"), ({"things": 0}, "things: got 0")],
+)
+def test_clips_that_cannot_be_drawn_are_refused(arguments: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_clip(0, **arguments)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from ditf import FeatureMap, InputError, ModelError, StoreError
-from ditf.benchmarks import runner, spair
-from ditf.benchmarks.methods import ModelMethod
+from ditf.benchmarks import spair, work
+from ditf.benchmarks.methods import ModelMethod, Picture
+from ditf.benchmarks.pairs import Problems, index_images
 from ditf.benchmarks.protocols import PROTOCOLS
 from ditf.benchmarks.runner import evaluate
 from ditf.cli import main
@@ -125,13 +126,28 @@ def test_changed_pixels_or_settings_are_found_out(pairs, tmp_path) -> None:
 
 def test_small_units_and_little_memory_change_nothing(pairs, tmp_path, monkeypatch) -> None:
     plain = evaluate([Oracle(SPAIR_SHIFTS)], pairs, CODE, folder=tmp_path / "a")
-    monkeypatch.setattr(runner, "UNIT_PAIRS", 1)
-    monkeypatch.setattr(runner, "_MEMORY", 1)
+    monkeypatch.setattr(work, "UNIT_PAIRS", 1)
+    monkeypatch.setattr(work, "_MEMORY", 1)
     torn = evaluate([Oracle(SPAIR_SHIFTS)], pairs, CODE, folder=tmp_path / "b")
     assert len(list((tmp_path / "b" / "units").glob("*.safetensors"))) == 3
     for one, other in zip(plain.found["oracle"], torn.found["oracle"], strict=True):
         assert one.predicted.tolist() == other.predicted.tolist()
         assert np.allclose(one.score, other.score, atol=1e-6)
+
+
+def test_the_number_of_threads_changes_no_bit(pairs, tmp_path) -> None:
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            folder = tmp_path / str(count)
+            found.append(evaluate([Noise(SPAIR_SHIFTS)], pairs, CODE, folder=folder).found["oracle"])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.predicted.tobytes() + a.score.tobytes() == b.predicted.tobytes() + b.score.tobytes()
 
 
 def test_features_of_finished_categories_give_way_to_the_limit(pairs, tmp_path) -> None:
@@ -235,7 +251,7 @@ def test_the_matches_are_those_of_the_published_protocol_written_out(pairs, tmp_
     features = {}
     for one in evaluation.pairs:
         for path in (one.pair.source, one.pair.target):
-            picture = runner.Picture(path, runner.index_images([path], runner.Problems())[path], one.pair.category)
+            picture = Picture(path, index_images([path], Problems())[path], one.pair.category)
             [(_, features[path])] = method.extract(picture)
     for one, found in zip(evaluation.pairs, evaluation.found["oracle"], strict=True):
         expected = naive(

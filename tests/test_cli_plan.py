@@ -14,6 +14,8 @@ from ditf.cli import main
 from ditf.cli.plan import _parsed, _size
 from ditf.errors import InputError
 
+from .test_cli import _quiet_logs  # noqa: F401 (puts logging and warnings back)
+
 
 def ditf(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "COLUMNS": "140"}
@@ -40,15 +42,14 @@ def test_flux_is_planned_with_no_network_and_no_files(tmp_path: Path):
     assert "rror" not in done.stderr
 
 
-def test_json_is_one_document(tmp_path: Path):
-    done = ditf("plan", "ditf-tiny", "--image", "300x200", "--size", "64", "--json", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+def test_json_is_one_document(capsys):
+    assert main(["plan", "ditf-tiny", "--image", "300x200", "--size", "64", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan["image_size"] == [200, 300]  # (H, W), as everywhere in ditf
     assert plan["model_size"] == [44, 64]
     assert plan["grid"] == [11, 16]
     assert plan["configs_from"] == "the bundled model"
-    assert plan["parts"][0]["files"] == ["diffusion_pytorch_model.safetensors"]
+    assert plan["parts"][0]["files"] == ["model.safetensors"]
     assert plan["stages"][-1]["peak_bytes"] == plan["peak_bytes"] > 0
     assert plan["fit"] is None
 

@@ -56,9 +56,10 @@ def plan_extraction(
     makes it until the model's code lets go of it; the greatest sum is the stage's. Attention counts as the fused
     kernels run it, without an N x N matrix, except in models that write it out themselves. In a block the widest
     moment is mostly the MLP: its hidden tokens before and after the activation, 2 * 4 * D numbers a token, beside the
-    residual stream. Workspaces of kernels and the gaps of an allocator are not in it: against the resident memory of
-    this process, forwards of FLUX and SD3 models of some hundred MB on a CPU peaked at 0.8 to 1.3 times the figure
-    (tests/test_plan.py holds them to it).
+    residual stream. Workspaces of kernels and the gaps of an allocator are not in it. On a CPU, forwards of FLUX and
+    SD3 models in float32 peaked within 1% of it where freed memory went back to the system at once, and at 1.5 to 1.7
+    times it under glibc's own reuse of freed memory (tests/test_plan.py repeats the former); on a GPU it was not
+    measured.
 
     *FLOPs* are counted in the same run: matrix products, convolutions and attention, text at its greatest length.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,20 @@ def test_targets_beyond_the_budget_take_more_calls_and_give_the_same(monkeypatch
     assert len(argmax.arguments) == 4 + 6  # there: one per target; back: one per source
     for a, b in zip(split, whole, strict=True):
         assert_same(a, b)
+
+
+def test_precisions_and_backends_are_never_mixed_in_a_call(monkeypatch) -> None:
+    src, tgt, points = some_pairs()
+    src[1] = dataclasses.replace(src[1], backend="torch")
+    argmax = Calls(monkeypatch, "upsampled_argmax_batch")
+    ditf.match_points(src, tgt, points)
+    called = [(key.dtype, options["backend"]) for ((_, key, *_), options) in argmax.arguments]
+    assert called == [
+        (torch.float32, None),
+        (torch.float32, "torch"),
+        (torch.float32, None),
+        (torch.float16, None),
+    ]
 
 
 def test_points_of_all_sources_are_sampled_as_each_map_samples_its_own() -> None:

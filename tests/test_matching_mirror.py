@@ -79,23 +79,21 @@ def test_a_left_ear_stays_a_left_ear() -> None:
     assert float((swapped.target - expected.flip(0)).abs().max()) <= 4  # the same places of the picture, mirrored
 
 
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("masked", [(), ("source",), ("target",), ("source", "target")])
 def test_the_distance_is_the_published_one(masked) -> None:
     src, tgt = make((4, 5), (32, 40), 1), make((3, 6), (24, 48), 2)
-    regions = {}
-    source_rows, target_rows = torch.arange(20), torch.arange(18)
-    if masked:
-        regions = {"source_box": [(8, 0, 23, 31)], "target_box": [(0, 8, 47, 15)]}
-        source_rows = torch.tensor([row * 5 + column for row in range(4) for column in (1, 2)])
-        target_rows = torch.arange(6, 12)
-    names = ("source_mask", "target_mask", "source_box", "target_box")
+    boxes = {"source": (8, 0, 23, 31), "target": (0, 8, 47, 15)}
+    regions = {f"{side}_box": [boxes[side]] if side in masked else None for side in boxes}
     (pair,) = make_pairs(
-        [src], [tgt], [[(1, 1)]], names=False, backend=None, **{name: regions.get(name) for name in names}
+        [src], [tgt], [[(1, 1)]], names=False, backend=None, source_mask=None, target_mask=None, **regions
     )
+    inside = torch.tensor([row * 5 + column for row in range(4) for column in (1, 2)])
+    source_rows = inside if "source" in masked else torch.arange(20)
+    target_rows = torch.arange(6, 12) if "target" in masked else torch.arange(18)
     a, b = (F.normalize(m.tokens.double(), dim=1) for m in (src, tgt))
     distance = torch.cdist(a[source_rows], b[target_rows])
     nearest, rows = distance.min(1)
-    if not masked:
+    if "source" not in masked:
         nearest = nearest[distance.argmin(0)[rows] == torch.arange(20)]
         assert 0 < len(nearest) < 20
     assert instance_matching_distance(pair) == pytest.approx(float(nearest.mean()), abs=1e-6)

@@ -102,6 +102,13 @@ def test_a_lone_peak_is_its_own_expectation_however_low() -> None:
     assert float(pulled.target[0, 0]) > 5
 
 
+@pytest.mark.parametrize("refine", ["soft", "window-soft"])
+def test_a_cold_softmax_is_the_best_pixel(refine) -> None:
+    found = ditf.match_points(SRC, TARGETS["coarse, smaller than its grid"], POINTS, refine=refine, temperature=1e-6)
+    best = ditf.match_points(SRC, TARGETS["coarse, smaller than its grid"], POINTS)
+    torch.testing.assert_close(found.target, best.target, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("k", [2, 5, 40])
 @pytest.mark.parametrize("target", TARGETS)
 def test_topk_are_the_best_pixels_in_order(target, k) -> None:

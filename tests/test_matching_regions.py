@@ -39,11 +39,11 @@ def test_a_mask_restricts_the_choice_and_an_empty_one_gives_nothing() -> None:
 def test_a_box_is_the_mask_of_the_pixels_from_corner_to_corner() -> None:
     mask = torch.zeros(31, 47, dtype=torch.bool)
     mask[4:10, 30:41] = True
+    assert torch.equal(region("target", None, (30, 4, 40, 9), (31, 47)), mask)
+    assert torch.equal(region("target", None, (29.2, 3.5, 40.9, 9.0), (31, 47)), mask)
     boxed = ditf.match_points(SRC, TGT, [(5, 7), (1, 1)], target_box=(30, 4, 40, 9))
     masked = ditf.match_points(SRC, TGT, [(5, 7), (1, 1)], target_mask=mask)
     assert torch.equal(boxed.target, masked.target)
-    fraction = ditf.match_points(SRC, TGT, [(5, 7), (1, 1)], target_box=(29.2, 3.5, 40.9, 9.0))
-    assert torch.equal(fraction.target, masked.target)
     outer = ditf.match_points(SRC, TGT, [(5, 7)], target_box=(-100, -100, 500, 500))
     assert torch.equal(outer.target, ditf.match_points(SRC, TGT, [(5, 7)]).target)
 
@@ -70,11 +70,21 @@ def test_a_source_point_outside_has_no_match_and_the_others_are_as_ever() -> Non
 
 
 def test_the_way_back_stays_in_the_source_region() -> None:
+    points = [(x, y) for x in range(0, 18, 4) for y in range(0, 20, 4)]
     mask = torch.zeros(20, 18, dtype=torch.bool)
-    mask[6:9, 4:7] = True
-    matches = ditf.match_points(SRC, TGT, [(5, 7)], source_mask=mask, cycle=True)
+    mask[::4, ::4] = True  # the points themselves
+    matches = ditf.match_points(SRC, TGT, points, source_mask=mask, cycle=True)
     back = ditf.match_points(TGT, SRC, matches.target, target_mask=mask)
-    assert float(matches.cycle_error) == pytest.approx(float((back.target - matches.source).norm()))
+    torch.testing.assert_close(matches.cycle_error, (back.target - matches.source).norm(dim=1))
+    free = ditf.match_points(SRC, TGT, points, cycle=True)
+    assert not torch.equal(free.cycle_error, matches.cycle_error)
+
+
+def test_nothing_chosen_on_a_padded_target_is_told_as_on_any_other() -> None:
+    padded = make((6, 6), (30, 60), 5, canvas=(60, 60), offset=(0, 15))
+    nothing = ditf.match_points(SRC, padded, [(5, 7)], target_mask=np.zeros((30, 60), bool), topk=2, refine="soft")
+    assert nothing.target.tolist() == [[-1, -1]]
+    assert nothing.topk[..., :2].eq(-1).all()
 
 
 def test_a_region_lies_on_the_tokens_whose_cells_it_touches() -> None:

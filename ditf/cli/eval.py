@@ -158,14 +158,64 @@ def _register() -> None:
 _register()
 
 
+@app.command("compare", epilog="Example:  ditf eval compare a.json b.json")
+def compare_results(
+    first: Annotated[Path, typer.Argument(metavar="A.json", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B.json", show_default=False)],
+    alpha: Annotated[str | None, typer.Option(help="Threshold.", show_default="the first that both have")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Row of A, then of B; once: of both.", show_default="the first of each"),
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Every average of two results, and their difference with its interval: a paired bootstrap over target images."""
+    from ..benchmarks.compare import compare, read_result
+    from ..errors import InputError
+
+    rows = method or [None]
+    if len(rows) > 2:
+        raise InputError.of("--method", rows, "at most two names")
+    found = compare(read_result(first), read_result(second), methods=(rows[0], rows[-1]), alpha=alpha)
+    if json:
+        common.print_json(found)
+        return
+    from rich.table import Table
+
+    output = common.output_console()
+    title = f"{found['benchmark']} {found['split']}, PCK@{found['alpha']}: {found['pairs']} pairs"
+    table = Table(title=title, title_justify="left")
+    for name in ("average", *found["methods"], "difference", "95%", "p"):
+        table.add_column(name, justify="left" if name == "average" else "right")
+    for name, one in found["averages"].items():
+        table.add_row(
+            name.replace("_", " "), f"{one['first']:.2f}", f"{one['second']:.2f}", f"{one['difference']:+.2f}",
+            f"{one['low']:+.2f}..{one['high']:+.2f}", f"{one['p']:.3f}",
+        )  # fmt: skip
+    output.print(table)
+    output.print(f"intervals: {found['intervals']}", style="dim")
+    if found["protocols"][0] != found["protocols"][1]:
+        output.print(f"two protocols: {' and '.join(found['protocols'])}", style="yellow")
+    for key, said in (
+        ("only_in_one", "pairs are in one result only"),
+        ("with_other_points", "pairs have other points"),
+    ):
+        if found[key]:
+            output.print(f"left out: {found[key]} {said}", style="yellow")
+
+
 def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
+    from ..benchmarks.ablations import AXES, ablation_summary
     from ..benchmarks.protocols import find_protocol
     from ..benchmarks.results import result_document, save_result
     from ..benchmarks.runner import evaluate
+    from ..errors import InputError
     from ..store import FeatureStore
 
     started, clock = datetime.now(UTC), Clock()
     protocol = find_protocol(benchmark.protocols, wish.protocol, benchmark.name)
+    if wish.ablate is not None and not set(wish.ablate.split(",")) <= set(AXES):
+        raise InputError.of("--ablate", wish.ablate, f"one or more of {', '.join(AXES)}, joined by commas")
     _check_out(wish.out)
     captions = _captions(wish.captions)
     with clock.stage("read"):
@@ -186,6 +236,8 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         )  # fmt: skip
     card = _card(methods, wish, captions, evaluation) | {"unavailable": unavailable}
     document = result_document(evaluation, pairs, benchmark.about, card=card)
+    if wish.ablate is not None:
+        document["ablation"] = ablation_summary(document, fx.backbone.name)
     files = save_result(document, wish.out)
     with clock.stage("pictures"):
         files += _pictures(evaluation, wish.out)
@@ -231,13 +283,17 @@ def _methods(
     fx: FeatureExtractor, protocol: Protocol, wish: _Wish, captions: dict[str, str]
 ) -> tuple[list[Method], dict[str, str]]:
     """The rows to be, and those that the model cannot give, with the reason."""
+    from ..benchmarks.ablations import ablation_methods
     from ..benchmarks.methods import ModelMethod, PatchMethod
 
     def make(name: str, extractor: FeatureExtractor) -> ModelMethod:
         return ModelMethod(name, extractor, protocol, size=wish.size, prompt=wish.prompt, captions=captions)
 
     rivals: list[Method] = [PatchMethod(protocol)]
-    return [make(fx.backbone.name, fx), *rivals], {}
+    if wish.ablate is None:
+        return [make(fx.backbone.name, fx), *rivals], {}
+    rows, unavailable = ablation_methods(fx, wish.ablate.split(","), make)
+    return [*rows, *rivals], unavailable
 
 
 def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluation: Evaluation) -> dict[str, Any]:
@@ -338,6 +394,8 @@ def _print(document: dict[str, Any], files: list[Path], clock: Clock, work: Path
             table.add_row(method["name"], alpha, *(f"{values[k]:.2f}" for k in document["averages"]), style=style)
     output.print(table)
     output.print(f"* the average that {protocol['name']} prints", style="dim")
+    if "ablation" in document:
+        _print_ablation(document["ablation"], output)
     _print_published(document, output)
     for name, why in document["card"]["unavailable"].items():
         output.print(f"not available: {name} ({why})", soft_wrap=True, style="yellow")
@@ -351,6 +409,17 @@ def _print(document: dict[str, Any], files: list[Path], clock: Clock, work: Path
     output.print(f"features and unfinished work are in {work}; it may be deleted", soft_wrap=True, style="dim")
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in clock.seconds.items())
     output.print(spent, style="dim", soft_wrap=True)
+
+
+def _print_ablation(ablation: dict[str, Any], output: Any) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"PCK@{ablation['alpha']}, {ablation['average'].replace('_', ' ')}", title_justify="left")
+    for name in ("row", "here", "reference"):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for row in ablation["rows"]:
+        table.add_row(row["name"], f"{row['pck']:.2f}", "" if row["reference"] is None else f"{row['reference']:g}")
+    output.print(table)
 
 
 def _print_published(document: dict[str, Any], output: Any) -> None:

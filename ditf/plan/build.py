@@ -57,9 +57,9 @@ def plan_extraction(
     kernels run it, without an N x N matrix, except in models that write it out themselves. In a block the widest
     moment is mostly the MLP: its hidden tokens before and after the activation, 2 * 4 * D numbers a token, beside the
     residual stream. Workspaces of kernels and the gaps of an allocator are not in it. On a CPU, forwards of FLUX and
-    SD3 models in float32 peaked within 1% of it where freed memory went back to the system at once, and at 1.5 to 1.7
-    times it under glibc's own reuse of freed memory (tests/test_plan.py repeats the former); on a GPU it was not
-    measured.
+    SD3 models in float32 peaked within 1% of it, and a VAE's encoder within 2%, where freed memory went back to the
+    system at once; under glibc's own reuse of freed memory the forwards peaked at 1.5 to 1.7 times it
+    (tests/test_plan.py repeats the former). On a GPU it was not measured.
 
     *FLOPs* are counted in the same run: matrix products, convolutions and attention, text at its greatest length.
 

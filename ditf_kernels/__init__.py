@@ -7,6 +7,7 @@ from .channels import massive_channels
 from .nearest import MutualNearest, cosine_argmax, cosine_topk, mutual_nearest
 from .propagate import propagate_topk
 from .upsampled import upsampled_argmax, upsampled_argmax_batch, upsampled_planes
+from .upsampled_dense import upsampled_nearest
 
 __all__ = [
     "BackendError",
@@ -23,6 +24,7 @@ __all__ = [
     "propagate_topk",
     "upsampled_argmax",
     "upsampled_argmax_batch",
+    "upsampled_nearest",
     "upsampled_planes",
     "use_backend",
 ]

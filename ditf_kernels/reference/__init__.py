@@ -21,6 +21,7 @@ from .upsampled import (
     upsampled_planes,
     upsampled_similarity,
 )
+from .upsampled_dense import chosen_score, upsampled_nearest
 
 __all__ = [
     "CANCELLED",
@@ -32,6 +33,7 @@ __all__ = [
     "blended_labels",
     "channel_magnitude",
     "chosen_cosine",
+    "chosen_score",
     "cosine_argmax",
     "cosine_at",
     "cosine_topk",
@@ -45,6 +47,7 @@ __all__ = [
     "unit_rows",
     "upsampled_argmax",
     "upsampled_inverse_norm",
+    "upsampled_nearest",
     "upsampled_planes",
     "upsampled_similarity",
     "zero_largest",

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from ditf_kernels._triton import adaln, channels, nearest, propagate, rows, upsampled
+from ditf_kernels._triton import adaln, channels, nearest, propagate, rows, upsampled, upsampled_dense
 
 
 def compiled(kernel, types, constants, options):
@@ -146,6 +146,22 @@ def upsampled_case(name, query="fp32", key="fp16", width=3072, **flags):
     return compiled(kernel, types, constants, options)
 
 
+def dense_case(name, query="fp16", key="fp16", width=3072, **flags):
+    kernel = getattr(upsampled_dense, f"_{name}_kernel")
+    types = {
+        "query_ptr": f"*{query}", "key_ptr": f"*{key}",
+        **{f"{of}_ptr": "*i32" for of in ("axis_y", "axis_x", "corner", "raster", "found")},
+        **{f"{of}_ptr": "*fp32" for of in ("scale", "coarse", "weight_y", "weight_x", "inverse", "lengths", "cells",
+                                           "weight", "best")},
+    }  # fmt: skip
+    widen = query != key or key == "fp32"
+    table, options = split(getattr(upsampled_dense, f"{name}_wide".upper() if widen else name.upper()))
+    constants = {**table, "D": width, "WIDEN": widen, "stride_query_channel": 1,
+                 "stride_key_channel": 1, **flags}  # fmt: skip
+    constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+    return compiled(kernel, types, constants, options)
+
+
 CASES = {
     "adaln 3072 bf16": lambda: adaln_case(3072),
     "adaln 3072 bf16, everything": lambda: adaln_case(3072, affine=True, ENSEMBLE=8, TOPK=2, L2=True),
@@ -189,6 +205,9 @@ CASES = {
     "argmax": lambda: upsampled_case("argmax", mask_ptr=None),
     "argmax, masked": lambda: upsampled_case("argmax"),
     "decode": lambda: upsampled_case("decode"),
+    "dense, coarse fp16": lambda: dense_case("coarse"),
+    "dense, coarse fp32 x fp16": lambda: dense_case("coarse", "fp32"),
+    "dense, nearest": lambda: dense_case("nearest"),
 }
 
 if __name__ == "__main__":

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from ditf_kernels import adaln, adaln_with_inverse_norm, upsampled_argmax, upsampled_planes, use_backend
+from ditf_kernels import (
+    adaln,
+    adaln_with_inverse_norm,
+    upsampled_argmax,
+    upsampled_nearest,
+    upsampled_planes,
+    use_backend,
+)
 
 OPS = torch.ops.ditf_kernels
 
@@ -41,6 +48,7 @@ def test_registration_passes_the_checks_of_torch_library(asked):
         (OPS.upsampled_planes.default, (key, [2, 3], asked)),
         (OPS.upsampled_argmax.default, (query, key, planes, mask, [0, 3], [2, 3], [9, 11], asked)),
         (OPS.upsampled_argmax.default, (query, key, None, None, [0, 3], [2, 3], [9, 11], asked)),
+        (OPS.upsampled_nearest.default, (query, key, None, planes, mask[:20], [1, 3], [1, 2], [2, 3], [4, 5], asked)),
     ):
         torch.library.opcheck(op, arguments)
 
@@ -88,3 +96,17 @@ def test_a_gradient_flows_through_a_compiled_call():
     (ours,) = torch.autograd.grad(compiled(x), x)
     (expected,) = torch.autograd.grad(adaln(x, None, None, discard=[2]).square().mean(), x)
     torch.testing.assert_close(ours, expected)
+
+
+def test_dense_matching_compiles_as_one_graph():
+    torch._dynamo.reset()
+
+    def dense(query, key):
+        xy, score = upsampled_nearest(query * 2, (2, 2), (5, 4), key, (2, 3), (6, 7), backend="torch")
+        return xy + 1, score * 2
+
+    compiled = torch.compile(dense, fullgraph=True, dynamic=True, backend="aot_eager")
+    for channels in (8, 12):
+        query, key = torch.randn(4, channels), torch.randn(6, channels)
+        for a, b in zip(compiled(query, key), dense(query, key), strict=True):
+            assert torch.equal(a, b)

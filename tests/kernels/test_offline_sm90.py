@@ -55,13 +55,16 @@ REGISTERS = {  # most that a thread may use, so that this many warps fit on a mu
     "argmax": 128,
     "argmax, masked": 128,
     "decode": 32,
+    "dense, coarse fp16": 96,
+    "dense, coarse fp32 x fp16": 184,
+    "dense, nearest": 128,
 }
 
 
 PRODUCTS = [
     case
     for case in REGISTERS
-    if case.startswith(("propagate, choose", "nearest, argmax", "nearest, mutual", "nearest, topk"))
+    if case.startswith(("propagate, choose", "nearest, argmax", "nearest, mutual", "nearest, topk", "dense, coarse"))
 ]
 
 

@@ -1,4 +1,4 @@
-"""Nothing runs twice: many blocks cost one pass, a prompt is encoded once; a size is refused before anything is read."""
+"""Nothing runs twice: many blocks cost one pass, a prompt is encoded once; a size is refused before anything loads."""
 
 from __future__ import annotations
 

@@ -112,6 +112,7 @@ def test_a_pipeline_that_feeds_itself_needs_no_text_encoder_either(name: str, tm
     assert second._parts._text_loads == 0  # pyright: ignore
 
 
+@pytest.mark.slow  # starts an interpreter and loads the libraries
 def test_another_process_loads_no_text_encoder_and_gives_the_same_features(folder: Path, tmp_path: Path):
     def features(prompt: str) -> tuple[ditf.FeatureMap, int]:
         fx = ditf.FeatureExtractor.from_pretrained(str(folder), **SIZES)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import common
 from .common import Clock, ModelOptions
+from .match_outputs import Outputs, Result, check_outputs, document, draw, export, print_table, warp
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from ..types import FeatureMap, Matches
 
 NAME = "match"
 EXAMPLE = "Example:  ditf match photo.jpg other.png --point 100,80 --point 40,25 --out matches.png"
 
-_AUTOMATIC = 12
-_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_AUTOMATIC, _SIFT = 12, 1000
+_CYCLE_SHARE = 0.05  # of the longer side of A: a match that leads back
+_GEOMETRY, _FILES = "Matching and geometry", "Files for other programs"
+
+Refine = Literal["argmax", "soft", "window-soft"]
+Keypoints = Literal["distinctive", "mutual", "grid", "sift"]
 
 
 def command(
@@ -37,6 +43,73 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(metavar="PICTURE", help="Draw the matches: .png, .jpg or .webp.", show_default=False),
+    ] = None,
+    keypoints: Annotated[
+        Keypoints | None,
+        typer.Option(
+            help="Which points without --point: about twelve distinctive ones, token centres that match both ways, "
+            "all token centres, or SIFT's.",
+            show_default="mutual for a homography and reconstruction, else distinctive",
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = None,
+    topk: Annotated[
+        int, typer.Option(min=1, help="Also report this many best pixels per point.", rich_help_panel=_GEOMETRY)
+    ] = 1,
+    refine: Annotated[
+        Refine, typer.Option(help="Whole pixels, or a soft argmax below them.", rich_help_panel=_GEOMETRY)
+    ] = "argmax",
+    cycle: Annotated[
+        bool,
+        typer.Option(
+            "--cycle",
+            help="Keep only points whose match leads back, within 5% of A's longer side.",
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = False,
+    homography: Annotated[
+        bool,
+        typer.Option("--homography", help="What most matches agree with (MAGSAC).", rich_help_panel=_GEOMETRY),
+    ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Every token of A; --out draws the flow.", rich_help_panel=_GEOMETRY)
+    ] = False,
+    warped: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="With --homography, A as B sees it; with --dense, B brought to A.",
+            show_default=False,
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = None,
+    export_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--export",
+            metavar="FILE",
+            help="The matches as .json, .csv, .npz or .h5; repeatable.",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    export_colmap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For COLMAP's feature_importer and matches_importer (raw).",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    export_hloc: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For hloc: features.h5, matches.h5, pairs.txt.",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
     ] = None,
     json: common.Json = False,
     verbose: common.Verbose = False,
@@ -73,8 +146,10 @@ def command(
         model, task, fused, device, dtype, revision, local_files_only, block, timestep, ensemble, discard, size, seed
     )
     options.overrides()
-    if out is not None:
-        _check_picture(out, (source, target))
+    outputs = Outputs(out, warped, export_files or [], export_colmap, export_hloc)
+    asked = _Asked(chosen, keypoints, topk, refine, cycle, homography, dense, export_colmap or export_hloc)
+    asked.check(warped)
+    check_outputs(outputs, (source, target))
     clock = Clock()
     with common.steps(5 if out else 4) as step:
         step("reading the pictures")
@@ -89,15 +164,62 @@ def command(
             features = source_features, target_features
         step("matching")
         with clock.stage("match"):
-            matches = _matched(features, chosen)
+            result = _matched(asked, features, images, (source, target), model)
         if out is not None:
             step("drawing")
             with clock.stage("draw"):
-                _draw(matches, features, images, (source, target), model, automatic=not chosen, out=out)
+                draw(result, images, out)
+        if warped is not None and not warp(result, images, warped):
+            warped = None
+        written = export(result, outputs)
     if json:
-        common.print_json(_document(matches, features, (source, target), model, not chosen, out, clock))
+        common.print_json(document(result, out, warped, written, clock))
     else:
-        _print_table(matches, features, model, out, clock)
+        print_table(result, out, warped, written, clock)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to match and what to make of it."""
+
+    points: list[tuple[float, float]]
+    keypoints: Keypoints | None
+    topk: int
+    refine: Refine
+    cycle: bool
+    homography: bool
+    dense: bool
+    reconstruction: object
+
+    @property
+    def kind(self) -> Keypoints:
+        return self.keypoints or ("mutual" if self.homography or self.reconstruction else "distinctive")
+
+    def check(self, warped: Path | None) -> None:
+        """Options that exclude one another.
+
+        Raises:
+            InputError: the first pair that does.
+        """
+        from ..errors import InputError
+
+        if self.points and self.keypoints:
+            raise InputError("--keypoints: got points as well; give one of the two")
+        others = {
+            "--point": self.points,
+            "--keypoints": self.keypoints,
+            "--topk": self.topk > 1,
+            "--refine": self.refine != "argmax",
+            "--cycle": self.cycle,
+        }
+        for name in (name for name, given in others.items() if given and self.dense):
+            raise InputError(f"{name}: does not go with --dense, which matches every token once; leave one out")
+        if warped is not None and not (self.homography or self.dense):
+            raise InputError("--warped: needs --homography or --dense, which say how; add one")
+        if self.homography or self.kind == "sift":
+            from ..geometry.keypoints import opencv
+
+            opencv("--homography" if self.homography else "--keypoints sift")
 
 
 def _chosen_points(given: list[str] | None, file: Path | None) -> list[tuple[float, float]]:
@@ -123,21 +245,6 @@ def _prompts(both: str | None, source: str | None, target: str | None) -> list[s
     return None if both is None else [both, both]
 
 
-def _check_picture(out: Path, inputs: tuple[str, str]) -> None:
-    """Before any work: a picture of a known kind, in a folder that takes it, and none of the inputs."""
-    from ..errors import InputError
-
-    if out.suffix.lower() not in _PICTURES:
-        raise InputError(f"--out: got {str(out)!r}, expected a name that ends in {', '.join(_PICTURES)}")
-    if out.is_dir():
-        raise InputError(f"--out: {out} is a folder; give the name of a picture in it")
-    if not out.parent.is_dir():
-        raise InputError(f"--out: the folder {out.parent} does not exist; create it or choose another")
-    if any(Path(name).exists() and out.exists() and out.samefile(name) for name in inputs):
-        raise InputError(f"--out: {out} is one of the two pictures; choose another name")
-    common.check_writable(out.parent, "--out")
-
-
 def _images(source: str, target: str, points: list[tuple[float, float]], option: str) -> tuple[Image, Image]:
     from ..images import load_image
     from .points import check_inside
@@ -147,101 +254,58 @@ def _images(source: str, target: str, points: list[tuple[float, float]], option:
     return images
 
 
-def _matched(features: tuple[FeatureMap, FeatureMap], points: list[tuple[float, float]]) -> Matches:
-    from ..matching import distinctive_points, match_points
-
-    return match_points(*features, points or distinctive_points(features[0], _AUTOMATIC), cycle=True)
-
-
-def _draw(
-    matches: Matches,
+def _matched(
+    asked: _Asked,
     features: tuple[FeatureMap, FeatureMap],
     images: tuple[Image, Image],
     names: tuple[str, str],
     model: str,
-    *,
-    automatic: bool,
-    out: Path,
-) -> None:
-    """The heat map belongs to the first point, or to the surest of the automatic ones."""
-    from ..draw import draw_matches
-    from ..matching import similarity_map
-    from ..types import write_atomically
+) -> Result:
+    """The matches, and what was asked for beside them."""
+    from ..geometry import estimate_homography
+    from ..matching import match_points, mutual_matches
 
-    shown = _surest(matches) if automatic else 0
-    picture = draw_matches(
-        matches,
-        *images,
-        heat_map=similarity_map(*features, matches.source[shown]),
-        heat_point=shown,
-        title=f"{PurePath(model).name}, block {features[0].block}, noise level {features[0].timestep:g}",
-        captions=(_name(names[0]), _name(names[1])),
-    )
-    buffer = io.BytesIO()
-    picture.save(buffer, _PICTURES[out.suffix.lower()], quality=92)
-    write_atomically(out, buffer.getvalue())
-
-
-def _surest(matches: Matches) -> int:
-    """The match that leads back closest to where it came from."""
-    if matches.cycle_error is None:
-        return int(matches.score.nan_to_num(nan=-1.0).argmax())
-    return int(matches.cycle_error.nan_to_num(nan=float("inf")).argmin())
+    source, target = features
+    dense, dropped, found = None, None, None
+    if asked.dense:
+        dense = _dense(source, target)
+        matches = _cells(dense, source, target)
+    elif asked.kind == "mutual" and not asked.points and asked.topk == 1 and asked.refine == "argmax":
+        matches = mutual_matches(source, target)
+    else:
+        points = asked.points or _keypoints(asked.kind, features, images[0])
+        matches = match_points(source, target, points, topk=asked.topk, refine=asked.refine, cycle=True)
+    if asked.cycle and matches.cycle_error is not None:
+        back = matches.cycle_error <= _CYCLE_SHARE * max(source.image_size)  # NaN compares False
+        matches, dropped = matches.select(back), int((~back).sum())
+    if asked.homography:
+        token = max(target.extent[0] / target.grid[0], target.extent[1] / target.grid[1])
+        found = estimate_homography(matches, threshold=max(3.0, 0.75 * token))
+    return Result(matches, features, names, model, not asked.points, dropped, found, dense)
 
 
-def _document(
-    matches: Matches,
-    features: tuple[FeatureMap, FeatureMap],
-    names: tuple[str, str],
-    model: str,
-    automatic: bool,
-    out: Path | None,
-    clock: Clock,
-) -> dict[str, Any]:
-    return {
-        "images": {"source": names[0], "target": names[1]},
-        **matches.to_dict(),
-        "source_size": list(features[0].image_size),
-        "target_size": list(features[1].image_size),
-        "automatic_points": automatic,
-        "model": model,
-        "prompts": {
-            side: one.card.get("config", {}).get("prompt")
-            for side, one in zip(("source", "target"), features, strict=True)
-        },
-        "card": dict(features[0].card),
-        "out": None if out is None else str(out),
-        "seconds": clock.seconds,
-    }
+def _keypoints(kind: Keypoints, features: tuple[FeatureMap, FeatureMap], image: Image) -> Tensor:
+    from ..geometry import sift_points
+    from ..matching import distinctive_points, mutual_matches, token_centres
+
+    if kind == "distinctive":
+        return distinctive_points(features[0], _AUTOMATIC)
+    if kind == "mutual":
+        return mutual_matches(*features).source
+    return sift_points(image, _SIFT) if kind == "sift" else token_centres(features[0])
 
 
-def _print_table(
-    matches: Matches, features: tuple[FeatureMap, FeatureMap], model: str, out: Path | None, clock: Clock
-) -> None:
-    from rich.table import Table
+def _dense(source: FeatureMap, target: FeatureMap) -> Any:
+    from .. import match_dense  # pyright: ignore[reportAttributeAccessIssue]
 
-    one = features[0]
-    table = Table(title=f"{model}, block {one.block}, noise level {one.timestep:g}", title_justify="left")
-    table.add_column("point", justify="right", style="bold")
-    for name in ("in A (x, y)", "in B (x, y)", "score", "cycle error (px)"):
-        table.add_column(name, justify="right")
-    values = matches.to_dict()
-    rows = zip(values["source"], values["target"], values["score"], values["cycle_error"], strict=True)
-    for number, (a, b, score, error) in enumerate(rows, 1):
-        if score is None:
-            table.add_row(str(number), _pair(a), "no match", "", "")
-        else:
-            table.add_row(str(number), _pair(a), _pair(b), f"{score:.3f}", "" if error is None else f"{error:.1f}")
-    console = common.output_console()
-    console.print(table)
-    spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in clock.seconds.items())
-    console.print(spent, style="dim", soft_wrap=True)
-    console.print(f"picture: {out}" if out is not None else "(--out matches.png draws them)", soft_wrap=True)
+    return match_dense(source, target)
 
 
-def _pair(point: list[float]) -> str:
-    return ", ".join(f"{value:.1f}".removesuffix(".0") for value in point)
+def _cells(dense: Any, source: FeatureMap, target: FeatureMap) -> Matches:
+    """Dense matches as one match per token of the source."""
+    from ..matching import token_centres
+    from ..types import Matches
 
-
-def _name(source: str) -> str:
-    return PurePath(source.split("?")[0]).name or source
+    goal, score = dense.target.reshape(-1, 2).float(), dense.score.reshape(-1).float()
+    sizes = source.image_size, target.image_size
+    return Matches(token_centres(source).to(goal.device), goal, score, None, None, *sizes)

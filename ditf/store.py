@@ -24,7 +24,7 @@ from .types import FeatureMap
 if TYPE_CHECKING:
     from .extractor import FeatureExtractor
 
-__all__ = ["FeatureStore", "digest", "model_identity"]
+__all__ = ["FeatureStore", "digest", "model_identity", "weights_digest"]
 
 log = logging.getLogger("ditf")
 
@@ -159,10 +159,15 @@ def model_identity(fx: FeatureExtractor) -> dict[str, Any]:
     about: Mapping[str, Any] = {**backbone.card(), "fused": fx.fused}
     if backbone.revision is not None and len(backbone.revision) == 40:
         return dict(about)
+    return {**about, "weights": weights_digest(backbone.transformer)}
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 of every parameter's name and shape and of some 64 of its values."""
     sample = hashlib.sha256()
-    for name, weights in sorted(backbone.transformer.named_parameters()):
+    for name, weights in sorted(module.named_parameters()):
         sample.update(f"{name}{tuple(weights.shape)}".encode())
         if not weights.is_meta:
             some = weights.detach().flatten()[:: max(1, weights.numel() // 64)]
             sample.update(some.to("cpu", torch.float32).numpy().tobytes())
-    return {**about, "weights": sample.hexdigest()}
+    return sample.hexdigest()

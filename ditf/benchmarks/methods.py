@@ -72,6 +72,12 @@ class Method(Interface):
         ...
 
 
+class Follower(Method, Interface):
+    """A method whose features are made of another's."""
+
+    def follow(self, picture: Picture, features: FeatureMap) -> FeatureMap: ...
+
+
 def key_of(method: Method, picture: Picture) -> str:
     """Name of a picture's features in a store."""
     return digest(
@@ -111,6 +117,7 @@ class ModelMethod:
         self._sized: dict[tuple[int, int], FeatureExtractor] = {}
         self._about: dict[str, Any] | None = None
         self._family: list[ModelMethod] = [self]
+        self.followers: list[Follower] = []
 
     def about(self) -> dict[str, Any]:
         """The model, its config, and how pictures are brought to it."""
@@ -144,18 +151,18 @@ class ModelMethod:
 
     def extract(self, picture: Picture) -> list[tuple[Method, FeatureMap]]:
         pixels = model_input(picture.pixels(), self.protocol, self.size, self.multiple)
-        sized = self._at((pixels.height, pixels.width))
-        prompt = self.prompt_of(picture)
+        size, prompt = (pixels.height, pixels.width), self.prompt_of(picture)
         if len(self._family) == 1:
-            return [(self, _placed(sized(pixels, prompt=prompt), picture))]
-        largest = max(self._family, key=lambda method: method.fx.config.ensemble)
-        tapped = largest._at((pixels.height, pixels.width)).tap_image(
-            pixels, blocks=sorted({method.fx.config.block for method in self._family}), prompt=prompt
-        )
+            own = [_placed(self._at(size)(pixels, prompt=prompt), picture)]
+        else:
+            largest = max(self._family, key=lambda method: method.fx.config.ensemble)
+            blocks = sorted({method.fx.config.block for method in self._family})
+            tapped = largest._at(size).tap_image(pixels, blocks=blocks, prompt=prompt)
+            own = [_placed(m._at(size).features_of(tapped, m.fx.config.block), picture) for m in self._family]
         found: list[tuple[Method, FeatureMap]] = []
-        for method in self._family:
-            at = method._at((pixels.height, pixels.width))
-            found.append((method, _placed(at.features_of(tapped, method.fx.config.block), picture)))
+        for method, features in zip(self._family, own, strict=True):
+            found.append((method, features))
+            found += [(follower, follower.follow(picture, features)) for follower in method.followers]
         return found
 
     def _at(self, size: tuple[int, int]) -> FeatureExtractor:

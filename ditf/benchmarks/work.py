@@ -16,6 +16,7 @@ import torch
 from ..errors import ModelError, StoreError
 from ..store import FeatureStore, digest
 from ..types import FeatureMap, write_atomically
+from .fusion import FusedMethod
 from .methods import Method, ModelMethod, Picture, key_of
 from .pairs import ImageInfo, Pair
 from .protocols import Framed, Protocol, errors_in_frame
@@ -133,7 +134,7 @@ class Work:
 
     def _prepare_texts(self, methods: Sequence[Method], groups: list[list[_Unit]], missing: Mapping[Any, str]) -> None:
         for method in methods:
-            if isinstance(method, ModelMethod):
+            if isinstance(method, ModelMethod | FusedMethod):
                 units = [
                     unit
                     for g, group in enumerate(groups)

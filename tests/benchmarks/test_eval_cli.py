@@ -192,6 +192,31 @@ def test_the_references_figures_stand_beside_the_rows_of_its_own_model_only() ->
     assert ablation_summary(content, "ditf-tiny")["reference"] is None
 
 
+def test_a_row_beside_dino_comes_from_the_same_forward_as_the_models_own(spair_run, tmp_path, monkeypatch) -> None:
+    import torch
+    import transformers
+
+    from ditf.backbones import Backbone
+    from ditf.benchmarks import fusion
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(**shape, patch_size=14, image_size=56)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    monkeypatch.setattr(fusion, "SIDE_TOKENS", 8)
+    runs: list[int] = []
+    run = Backbone.run
+    monkeypatch.setattr(Backbone, "run", lambda self, *a, **o: (runs.append(1), run(self, *a, **o))[1])
+    out = tmp_path / "r.json"
+    arguments = ["eval", "spair", "--data", str(spair_run), *TINY, "--out", str(out), "--fuse", str(tmp_path / "dino")]
+    assert main(arguments) == 0
+    assert len(runs) == 5
+    found = document(out)
+    assert [method["name"] for method in found["methods"]][:2] == ["ditf-tiny", "ditf-tiny + DINO"]
+    assert found["methods"][0]["pck"] == document(spair_run / "r.json")["methods"][0]["pck"]
+    assert found["card"]["methods"]["ditf-tiny + DINO"]["fused_with"]["size"] == 8 * 14
+
+
 # --- refused, and damaged --------------------------------------------------------------------------------------------
 
 

@@ -140,6 +140,18 @@ def test_features_match_and_say_where_they_come_from(folders) -> None:
     assert source.card["class"] == "Dinov2Model"
 
 
+def test_they_stand_beside_features_of_a_diffusion_transformer(folders) -> None:
+    images = [picture(96, 64, 0).resize((48, 32)), picture(96, 64, 1).resize((48, 32))]
+    transformer = ditf.FeatureExtractor.from_pretrained("ditf-tiny", device="cpu", size=48, ensemble=1)(images)
+    dino = DinoExtractor.from_pretrained(folders["DINOv3ViT"], layer=2, size=96, device="cpu")(images)
+    joined = ditf.FeatureMap.concat(list(zip(transformer, dino, strict=True)), pca=10)
+    assert [m.tokens.shape[1] for m in joined] == [10, 10]
+    assert [m.grid for m in joined] == [m.grid for m in transformer]
+    assert joined[0].card["concat"][1]["class"] == "DINOv3ViTModel"
+    matches = ditf.match_points(joined[0], joined[0], [(20, 10)])
+    assert torch.equal(matches.target, matches.source)
+
+
 def test_half_precision_models_give_float32_features(models) -> None:
     extractor = DinoExtractor(models["Dinov2"], layer=1, size=56)
     full = extractor(picture(60, 60))

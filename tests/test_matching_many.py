@@ -118,6 +118,39 @@ def test_planes_of_a_target_under_several_masks_are_worked_out_once(monkeypatch)
         assert_same(found, ditf.match_points(a, shared, p, target_mask=mask))
 
 
+def test_planes_are_worked_out_once_where_only_one_target_stands_under_several_masks(monkeypatch) -> None:
+    src, _, points = some_pairs()
+    shared, other = make((5, 4), (21, 17), 10), make((3, 5), (31, 47), 11)
+    boxes = [(0, 0, 9, 9), (3, 3, 12, 12), None, (0, 0, 9, 9), None, None]
+    targets = [shared, shared, shared, shared, other, other]
+    argmax, planes = Calls(monkeypatch, "upsampled_argmax_batch"), Calls(monkeypatch, "upsampled_planes")
+    many = ditf.match_points(src, targets, points, target_box=boxes)
+    ((_, key, _, grids, _), options) = argmax.arguments[0]
+    assert grids == [(5, 4), (5, 4), (5, 4), (3, 5)]  # equal boxes are one problem
+    assert options["planes"].shape == (5, len(key))
+    assert len(planes.arguments) == 2
+    for found, *pair, box in zip(many, src, targets, points, boxes, strict=True):
+        alone = ditf.match_points(*pair, target_box=box)
+        assert torch.equal(found.target, alone.target)
+        torch.testing.assert_close(found.score, alone.score, rtol=0, atol=1e-6)
+
+
+def test_a_padded_source_of_many_pairs_is_one_target_on_the_way_back(monkeypatch) -> None:
+    padded = make((4, 4), (20, 40), 5, canvas=(40, 40), offset=(0, 10))
+    targets = [make((3, 5), (31, 47), seed) for seed in (11, 12, 13)]
+    argmax = Calls(monkeypatch, "upsampled_argmax_batch")
+    ditf.match_points([padded] * 3, targets, [[(3, 4)]] * 3, cycle=True)
+    assert argmax.arguments[1][0][3] == [(4, 4)]
+
+
+def test_arrays_of_points_and_masks_count_as_lists() -> None:
+    src, tgt = [make((4, 3), (20, 18), 1), make((4, 3), (20, 18), 2)], [make((3, 5), (31, 47), s) for s in (3, 4)]
+    points, masks = np.array([[(5, 7), (1, 1)], [(3, 3), (9, 9)]]), np.random.default_rng(0).random((2, 31, 47)) < 0.5
+    many = ditf.match_points(src, tgt, points, target_mask=masks)
+    for found, a, b, p, mask in zip(many, src, tgt, points, masks, strict=True):
+        assert_same(found, ditf.match_points(a, b, p, target_mask=mask))
+
+
 def test_targets_beyond_the_budget_take_more_calls_and_give_the_same(monkeypatch) -> None:
     src, tgt, points = some_pairs()
     whole = ditf.match_points(src, tgt, points, cycle=True)
@@ -194,7 +227,9 @@ def test_lists_that_do_not_fit_are_refused() -> None:
         ([a, a], [b, b], one, {}, "points: got '1 of them', expected 2"),
         ([a], [b], one, {"target_mask": []}, "target_mask: got '0 of them', expected 1"),
         ([a], b, one, {}, "tgt: got 'FeatureMap', expected a list with one entry per pair"),
-        ([a], [b], one, {"target_mask": np.ones((8, 8), bool)}, "target_mask: got 'ndarray', expected a list"),
+        ([a], [b], one, {"target_mask": np.ones((8, 8), bool)}, "target_mask: got '8 of them', expected 1"),
+        ([a], [b], one, {"counterparts": "self"}, "counterparts: got '4 of them', expected 1"),
+        ([a], [b], one, {"flipped_source": a}, "flipped_source: got 'FeatureMap', expected a list"),
         ([a, a], [b, other], one * 2, {}, r"tgt\[1\]: got '8 channels', expected 16 as in src\[0\]"),
         ([a, a], [b, b], [[(1, 1)], [(1, 9)]], {}, r"points\[1\]: got \(1.0, 9.0\)"),
         ([a, a], [b, b], one * 2, {"target_box": [None, (9, 9, 9, 9)]}, r"target_box\[1\]: got"),

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..types import FeatureMap, checked_points
 from .regions import Box, Mask, contains, on_canvas, region
 
-__all__ = ["Group", "Pair", "Points", "check_pair", "grouped", "make_pairs"]
+__all__ = ["Group", "Pair", "Points", "check_pair", "grouped", "make_pairs", "reversed_pairs"]
 
 Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -44,19 +44,6 @@ class Pair:
     backend: str | None = None
     mirrored: bool | None = None
 
-    def reversed(self, found: Tensor) -> Pair:
-        """The way back: from pixels found in the target (K, 2), NaN where none was, to those of the source."""
-        return Pair(
-            source=self.target,
-            target=self.source,
-            points=found,
-            lookup=found,
-            source_region=self.target_region,
-            target_region=self.source_region,
-            target_canvas=on_canvas(self.source, self.source_region),
-            backend=self.backend,
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -75,6 +62,20 @@ def grouped(pairs: Sequence[Pair]) -> list[Group]:
         members.setdefault((id(pair.target), id(pair.target_canvas), pair.backend), []).append(i)
     firsts = [(pairs[own[0]], tuple(own)) for own in members.values()]
     return [Group(first.target, first.target_canvas, first.backend, own) for first, own in firsts]
+
+
+def reversed_pairs(pairs: Sequence[Pair], found: Sequence[Tensor]) -> list[Pair]:
+    """The ways back: from the pixels found in each target (K, 2), NaN where none was, to those of its source."""
+    canvases: dict[tuple[int, int], Tensor | None] = {}
+    back = []
+    for pair, xy in zip(pairs, found, strict=True):
+        key = id(pair.source), id(pair.source_region)
+        if key not in canvases:
+            canvases[key] = on_canvas(pair.source, pair.source_region)
+        back.append(
+            Pair(pair.target, pair.source, xy, xy, pair.target_region, pair.source_region, canvases[key], pair.backend)
+        )
+    return back
 
 
 def make_pairs(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from ditf_kernels import upsampled_argmax_batch, upsampled_planes
 from ..errors import InputError, kernel_errors
 from ..types import FeatureMap, Matches
 from .mirror import Counterparts, of_better_pose
-from .pairs import Group, Pair, Points, grouped, make_pairs
+from .pairs import Group, Pair, Points, grouped, make_pairs, reversed_pairs
 from .queries import sample_points
 from .regions import Box, Mask
 from .scores import Scores, best_k, expected_position, expected_position_in_window
@@ -67,15 +67,15 @@ def match_points(
 def match_points(
     src: Sequence[FeatureMap],
     tgt: Sequence[FeatureMap],
-    points: Sequence[Points],
+    points: Sequence[Points] | Tensor | np.ndarray,
     *,
     topk: int = ...,
     refine: Refine = ...,
     temperature: float = ...,
     window: float = ...,
     cycle: bool = ...,
-    source_mask: Sequence[Mask | None] | None = ...,
-    target_mask: Sequence[Mask | None] | None = ...,
+    source_mask: Sequence[Mask | None] | Mask | None = ...,
+    target_mask: Sequence[Mask | None] | Mask | None = ...,
     source_box: Sequence[Box | None] | None = ...,
     target_box: Sequence[Box | None] | None = ...,
     flipped_source: Sequence[FeatureMap | None] | None = ...,
@@ -129,9 +129,10 @@ def match_points(
         source_mask, target_mask: (H, W) bool or integer at the size of the image; only what is True takes part. No
             other pixel of the target is chosen; a source point outside has no match, as one without a valid pixel.
         source_box, target_box: (x0, y0, x1, y1) pixels, both corners inside; with a mask, what is in both takes part.
-        flipped_source: features of the source image mirrored left to right (x becomes W - 1 - x). They take the place
-            of ``src`` where they match the target better, by GeoAware-SC's instance matching distance (see
-            :mod:`ditf.matching.mirror`), and ``mirrored`` says so. ``source`` stays the points as given.
+        flipped_source: features of the source image mirrored left to right (``fx(PIL.ImageOps.mirror(image))``; x
+            becomes W - 1 - x). They take the place of ``src`` where they match the target better, by GeoAware-SC's
+            instance matching distance (see :mod:`ditf.matching.mirror`), and ``mirrored`` says so. ``source`` stays
+            the points as given.
         counterparts: with ``flipped_source``: for each point the index of the one that takes its place in a mirror, of
             a left ear the right one, of a nose itself (GeoAware-SC has such lists per category), so that a left ear
             is found as a left ear. Or "self" where sides are not told apart, as in pictures that are mirror images of
@@ -173,7 +174,8 @@ def match_points(
 def _check_lists(**arguments: Any) -> None:
     for name, value in arguments.items():
         needed = name in ("tgt", "points")
-        if (value is None and needed) or (value is not None and not isinstance(value, Sequence | Tensor)):
+        several = isinstance(value, Sequence) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 1)
+        if not several and (needed or value is not None):
             raise InputError.of(name, type(value).__name__, "a list with one entry per pair, as src is a list")
 
 
@@ -226,7 +228,7 @@ def _with_cycle_error(pairs: Sequence[Pair], matches: Sequence[Matches]) -> list
     """Each match's distance from where it was looked up, once matched back; NaN without a match."""
     missing = [(m.target < 0).any(-1, keepdim=True) for m in matches]
     there = [m.target.masked_fill(none, torch.nan) for m, none in zip(matches, missing, strict=True)]
-    back = _find([pair.reversed(xy) for pair, xy in zip(pairs, there, strict=True)], _BEST)
+    back = _find(reversed_pairs(pairs, there), _BEST)
     done = []
     for pair, m, none, own in zip(pairs, matches, missing, back, strict=True):
         lost = (none | (own.target < 0).any(-1, keepdim=True))[:, 0]
@@ -244,7 +246,8 @@ def _find(pairs: Sequence[Pair], options: _Options) -> list[_Found]:
     shares = [sum(len(pairs[i].lookup) for i in group.members) for group in groups]
     queries = query.split(shares)
     refines = options.topk > 1 or options.refine != "argmax"
-    planes = _planes(groups, at_least=1 if refines else 2)
+    repeated = len({id(group.target) for group in groups}) < len(groups)  # under several masks
+    planes = _planes(groups) if refines or repeated else {}
     best, score = _best_pixels(groups, queries, planes)  # canvas pixels (K, 2) int64, (K,)
 
     target, tops = best.to(torch.float32), None
@@ -270,11 +273,11 @@ _BEST = _Options(1, "argmax", TEMPERATURE, WINDOW, False)
 def _best_pixels(
     groups: Sequence[Group], queries: Sequence[Tensor], planes: dict[int, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(K, 2) int64 pixels of the canvases and (K,) scores."""
+    """(K, 2) int64 pixels of the canvases and (K,) scores; without planes the kernel makes them itself."""
     results = []
     for first, last in _calls(groups):
         own, asked = groups[first:last], queries[first:last]
-        known = [planes[id(group.target)].flatten(1) for group in own if id(group.target) in planes]
+        known = [planes[id(group.target)].flatten(1) for group in own] if planes else None
         key = own[0].target.tokens if len(own) == 1 else torch.cat([group.target.tokens for group in own])
         with kernel_errors():
             results.append(
@@ -284,7 +287,7 @@ def _best_pixels(
                     [0, *itertools.accumulate(map(len, asked))],
                     [group.target.grid for group in own],
                     [group.target.extent for group in own],
-                    planes=torch.cat(known, 1) if len(known) == len(own) else None,
+                    planes=None if known is None else torch.cat(known, 1),
                     masks=[group.mask for group in own],
                     backend=own[0].backend,
                 )
@@ -305,16 +308,15 @@ def _calls(groups: Sequence[Group]) -> Iterator[tuple[int, int]]:
     yield first, len(groups)
 
 
-def _planes(groups: Sequence[Group], at_least: int) -> dict[int, Tensor]:
-    """Gram planes (5, h, w), by identity, of the targets that are used this often; the kernel makes the others'."""
-    times = Counter(id(group.target) for group in groups)
-    known: dict[int, Tensor] = {}
+def _planes(groups: Sequence[Group]) -> dict[int, Tensor]:
+    """Gram planes (5, h, w) of every target, by identity."""
+    planes: dict[int, Tensor] = {}
     for group in groups:
-        tokens, key = group.target.tokens, id(group.target)
-        if times[key] >= at_least and key not in known:
+        target = group.target
+        if id(target) not in planes:
             with kernel_errors():
-                known[key] = upsampled_planes(tokens, group.target.grid, backend=group.backend)
-    return known
+                planes[id(target)] = upsampled_planes(target.tokens, target.grid, backend=group.backend)
+    return planes
 
 
 def _refined(

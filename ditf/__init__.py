@@ -9,6 +9,7 @@
 from . import massive, sweep, video
 from .backbones import tap
 from .concat import joint_pca
+from .dense import match_dense
 from .dino import DinoExtractor
 from .errors import DitfError, InputError, ModelError, StoreError, VerificationError
 from .extractor import FeatureExtractor
@@ -16,12 +17,13 @@ from .fuse import FuseReport, fuse, unfuse
 from .geometry import Homography, estimate_homography
 from .massive import MassiveReport, find_massive_channels
 from .matching import match_points, similarity_map
-from .types import ExtractConfig, FeatureMap, Matches, Tapped, Tracks
+from .types import DenseMatches, ExtractConfig, FeatureMap, Matches, Tapped, Tracks
 from .video import propagate_labels, track_points
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DenseMatches",
     "DinoExtractor",
     "DitfError",
     "ExtractConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "fuse",
     "joint_pca",
     "massive",
+    "match_dense",
     "match_points",
     "propagate_labels",
     "similarity_map",

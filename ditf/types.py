@@ -25,7 +25,7 @@ from .errors import InputError, StoreError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ExtractConfig", "FeatureMap", "Fused", "Matches", "Tapped", "Tracks"]
+__all__ = ["DenseMatches", "ExtractConfig", "FeatureMap", "Fused", "Matches", "Tapped", "Tracks"]
 
 Fused = Literal[True, False, "verify"]
 
@@ -385,6 +385,78 @@ class Matches:
         from .draw import draw_matches
 
         return draw_matches(self, source, target, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMatches:
+    """Every token or pixel of one image found in another; h, w are those of the source's grid or image.
+
+    Attributes:
+        source: (h, w, 2) float32, (x, y) pixels of the source image: the centres of its tokens, or its pixels. NaN for
+            tokens of padding.
+        target: (h, w, 2) float32, (x, y) pixels of the target image; (-1, -1) where none could be chosen.
+        score: (h, w) float32 cosine similarity in [-1, 1], NaN without a target.
+        mutual: (h, w) bool, where the match of the match is the token or pixel itself; None: not asked for. Pixels of
+            the image's border, which share their feature with others, can only be found again at the first of these.
+        cycle_error: (h, w) float32 pixels between a position and the match of its match, NaN without; None: not asked.
+        resolution: "tokens" or "image".
+        source_size, target_size: (H, W) of the images.
+    """
+
+    source: Tensor
+    target: Tensor
+    score: Tensor
+    mutual: Tensor | None
+    cycle_error: Tensor | None
+    resolution: Literal["tokens", "image"]
+    source_size: tuple[int, int]
+    target_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        h, w = self.score.shape
+        both = "" if self.mutual is None else f", {float(self.mutual.float().mean()):.0%} mutual"
+        return f"DenseMatches({h} x {w} {self.resolution}, {self.source_size} -> {self.target_size}{both})"
+
+    @property
+    def flow(self) -> Tensor:
+        """(h, w, 2) float32 displacement in pixels, target minus source; NaN where there is no match."""
+        return (self.target - self.source).masked_fill((self.target < 0).any(-1, keepdim=True), math.nan)
+
+    def matches(self, *, max_cycle_error: float | None = None) -> Matches:
+        """The matches as points: the mutual ones where that is known, else all.
+
+        Args:
+            max_cycle_error: instead of the mutual ones, those matched back to within so many pixels.
+
+        Raises:
+            InputError: ``max_cycle_error`` where cycle errors were not asked for.
+        """
+        keep = (self.target >= 0).all(-1)
+        if max_cycle_error is not None:
+            if self.cycle_error is None:
+                raise InputError.of("max_cycle_error", max_cycle_error, "None, or match_dense(..., mutual=True)")
+            keep = keep & (self.cycle_error <= max_cycle_error)  # NaN compares False
+        elif self.mutual is not None:
+            keep = keep & self.mutual
+        error = None if self.cycle_error is None else self.cycle_error[keep]
+        sizes = self.source_size, self.target_size
+        return Matches(self.source[keep], self.target[keep], self.score[keep], None, error, *sizes)
+
+    def warp(self, image: Any) -> np.ndarray:
+        """The target image in the pose of the source: (H, W, 3) uint8 at source size, black where there is no match.
+
+        Each pixel takes the target's pixel that it was matched with; at token resolution the pixels of a token keep
+        their places around its centre, and the target is sampled bilinearly.
+
+        Args:
+            image: the target image, in any form :class:`ditf.FeatureExtractor` takes.
+
+        Raises:
+            InputError: an image of another size.
+        """
+        from .dense import warp_image_by
+
+        return warp_image_by(self, image)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def test_errors_share_one_base() -> None:
 LAYERS = (  # arrows point down: a module imports from its own row or from rows further down
     {"cli", "demo", "__main__"},
     {"benchmarks", "plan", "tiny", "sweep", "sweep_cases", "video"},
-    {"extractor", "dino", "concat", "matching", "geometry", "exports", "massive", "massive_plots", "draw"},
+    {"extractor", "dense", "dino", "concat", "matching", "geometry", "exports", "massive", "massive_plots", "draw"},
     {"backbones", "presets", "images", "warps", "calibration", "fuse", "fused_norm"},
     {"types", "errors"},
 )

@@ -33,6 +33,12 @@ class StandIn:
 
     backbone = SimpleNamespace(pixels_per_token=4)
 
+    def __init__(self, **overrides):
+        self.overrides = overrides
+
+    def replace(self, **overrides):
+        return StandIn(**overrides)
+
     def __call__(self, image, prompt=None):
         image = load_image(image)
         cells = np.asarray(image.resize((16, 12), Image.Resampling.BOX), np.float32).reshape(-1, 3)
@@ -41,7 +47,7 @@ class StandIn:
             tokens=torch.from_numpy(np.sin(cells / 40 @ throw)),
             grid=(12, 16),
             image_size=(image.height, image.width),
-            card={"model": "stand-in", "config": {"prompt": prompt or ""}},
+            card={"model": "stand-in", "config": {"prompt": prompt or "", **self.overrides}},
         )
 
 
@@ -126,12 +132,23 @@ def test_json_is_one_document_with_the_protocol_and_its_sources(here, stand_in, 
     protocol = printed["protocol"]
     assert (protocol["name"], protocol["radius"], protocol["topk"], protocol["stride"]) == ("dift-sd", 3, 15, 4)
     assert protocol["source"]["radius"] == "given"
+    assert "side" not in protocol
     assert "DIFT" in protocol["source"]["topk"]
     assert printed["card"]["config"]["prompt"] == "a fish"
     assert set(printed["seconds"]) == {"video", "model", "features", "propagation", "write"}
     written = json.loads((here / "masks" / "propagation.json").read_text())
     assert written == {name: value for name, value in printed.items() if name not in ("seconds", "out", "overlay")}
     assert len(list((here / "masks").glob("0*.png"))) == 4
+
+
+def test_frames_are_resized_as_published_when_that_is_asked_for(here, stand_in, capsys) -> None:
+    arguments = ["propagate", "clip.mp4", "--mask", "mask.png", "--out", "masks", "--protocol-size", "--json"]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["card"]["config"] == {"prompt": "", "resize": "stretch", "size": [960, 1280], "resample": "bilinear"}
+    assert printed["protocol"]["side"] == 960
+    assert main([*arguments, "--size", "64"]) == 2
+    assert "--protocol-size: got --size as well" in capsys.readouterr().err
 
 
 def test_masks_are_not_replaced_unasked_and_older_ones_are_named(here, stand_in, capsys) -> None:

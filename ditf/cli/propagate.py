@@ -43,6 +43,14 @@ def command(
         Literal["ditf", "dino", "dift-sd", "dift-adm", "crw"],
         typer.Option("--preset-protocol", help="Whose published settings.", rich_help_panel=_PROTOCOL),
     ] = "ditf",
+    protocol_size: Annotated[
+        bool,
+        typer.Option(
+            "--protocol-size",
+            help="Resize frames as published, to 960 or 480 pixels, not as the model's preset says.",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = False,
     n_last: Annotated[
         int | None,
         typer.Option(help="Last frames looked at, besides the first.", show_default=False, rich_help_panel=_PROTOCOL),
@@ -78,6 +86,7 @@ def command(
     they were made. The pixel values of the mask are the objects' numbers, 0 the background. Frames are worked one at a
     time: memory does not grow with the video.
     """
+    from ..errors import InputError
     from ..video import load_mask, open_video
 
     common.set_voice(verbose)
@@ -86,15 +95,19 @@ def command(
     )
     options.overrides()
     settings = _settings(protocol, n_last, radius, topk, temperature)
+    if protocol_size and size is not None:
+        raise InputError("--protocol-size: got --size as well; give one of the two")
     check_frames(frames)
     check_overlay(overlay, video)
     clock = Clock()
     with clock.stage("video"):
         opened, first = open_video(video, limit=frames), load_mask(mask)
         _check_mask(first, opened, mask)
+        resize = settings.extract_overrides(opened.size) if protocol_size else {}
     _check_folder(out, video, mask, overwrite)
     with clock.stage("model"):
         extractor = options.load(verbose)
+        extractor = extractor.replace(**resize) if resize else extractor
     settings = settings.replace(stride=extractor.backbone.pixels_per_token)
     work = Work(extractor, opened, prompt, clock)
     count = _run(work, opened, first, settings, out, overlay, clock)
@@ -105,7 +118,7 @@ def command(
         "frames": count,
         "objects": [i for i in first.unique().tolist() if i],
         "size": list(opened.size),
-        "protocol": {"name": protocol, **_without_size(settings.to_dict())},
+        "protocol": {"name": protocol, **_used(settings.to_dict(), sizes=protocol_size)},
         "card": work.card,
     }
     write_json(out / _CARD, document)
@@ -200,10 +213,11 @@ def _run(
     return count
 
 
-def _without_size(settings: dict[str, Any]) -> dict[str, Any]:
-    """What was used: the model's own preset decides how frames are resized."""
-    source = {name: who for name, who in settings["source"].items() if name not in ("side", "multiple")}
-    return {name: v for name, v in settings.items() if name not in ("side", "multiple")} | {"source": source}
+def _used(settings: dict[str, Any], *, sizes: bool) -> dict[str, Any]:
+    """Without how frames are resized, where the model's own preset decided that."""
+    unused = () if sizes else ("side", "multiple")
+    source = {name: who for name, who in settings["source"].items() if name not in unused}
+    return {name: value for name, value in settings.items() if name not in unused} | {"source": source}
 
 
 def _report(document: dict[str, Any], out: Path, overlay: Path | None, clock: Clock) -> None:

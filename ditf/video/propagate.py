@@ -45,7 +45,7 @@ def propagate_labels(
         frame_features: FeatureMaps of the frames in order, all of one size: a list, or a generator, which is asked for
             a frame at a time.
         first_mask: (H, W) object ids of the first frame, 0 the background; see :func:`ditf.video.load_mask`. Ids may
-            have holes and are kept as they are.
+            have holes and are kept as they are; 255, which marks void pixels in DAVIS, is an id like any other.
         preset: "ditf", "dino", "dift-sd", "dift-adm", "crw", or a :class:`ditf.video.PropagationProtocol`.
         **options: see :func:`iter_labels`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,17 +81,16 @@ def track_points(
         InputError: points outside the first frame, no frames, or frames that do not fit one another.
         VerificationError: with ``backend="verify"``, the kernel and its twin disagree.
     """
-    options = {"mode": mode, "radius": radius, "cycle_tolerance": cycle_tolerance, "subpixel": subpixel}
-    size: list[tuple[int, int]] = []
-
-    def watched() -> Iterator[FeatureMap]:
-        for frame in frame_features:
-            size[:] = [getattr(frame, "image_size", (0, 0))]
-            yield frame
-
-    steps = list(iter_tracks(watched(), points, **options, backend=backend))
+    frames = iter(frame_features)
+    first = list(itertools.islice(frames, 1))
+    steps = list(
+        iter_tracks(
+            itertools.chain(first, frames), points, mode=mode, radius=radius, cycle_tolerance=cycle_tolerance,
+            subpixel=subpixel, backend=backend,
+        )
+    )  # fmt: skip
     found, visible, score = (torch.stack([getattr(s, name) for s in steps]) for name in ("points", "visible", "score"))
-    return Tracks(found, visible, score, size[0])
+    return Tracks(found, visible, score, first[0].image_size)
 
 
 def iter_tracks(

@@ -86,11 +86,18 @@ def best_k(scores: Scores, query: Tensor, best: Tensor, best_score: Tensor, k: i
     for rows, coarse in scores.chunks(query):
         first = best[rows, 1] * width + best[rows, 0]  # (n,), below 0 where nothing matched
         kept = torch.full((len(coarse), k), _NOTHING, dtype=torch.int64, device=query.device)
+        least = torch.full((len(coarse),), -torch.inf, device=query.device)  # what a later pixel has to exceed
         for part, top, band in scores.bands(coarse):
-            index = torch.arange(top * width, top * width + band[0].numel(), device=query.device)
-            key = _ordered(band.flatten(1), index)
-            key = key.masked_fill_(index == first[part, None], _NOTHING)  # it has its place already
-            kept[part] = torch.cat([kept[part], key], 1).topk(min(k, kept.shape[1] + key.shape[1])).values
+            band = band.flatten(1)  # (n, pixels)
+            better = (band.amax(1) > least[part]).nonzero()[:, 0]
+            if not len(better):
+                continue
+            own = better + part.start
+            index = torch.arange(top * width, top * width + band.shape[1], device=query.device)
+            key = _ordered(band[better], index)
+            key = key.masked_fill_(index == first[own, None], _NOTHING)  # it has its place already
+            kept[own] = torch.cat([kept[own], key], 1).topk(k).values
+            least[own] = _decoded(kept[own, -1], width)[:, 2].nan_to_num(-torch.inf)
         found[rows] = _decoded(kept, width)
     found = torch.cat([torch.cat([best.to(torch.float32), best_score[:, None]], 1)[:, None], found[:, : k - 1]], 1)
     none = best[:, :1] < 0  # (K, 1): nothing may be chosen, or the query is not finite

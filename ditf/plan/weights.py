@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..backbones import weights as backbone_weights
 from ..backbones.source import Files
-from ..backbones.weights import _shards, _stored_names, empty
+from ..backbones.weights import _shards, _stored_names
 from ..errors import ModelError
 from .types import Part
 
@@ -37,16 +38,9 @@ class _Stored:
 
 
 def hollow(cls: type[Any], config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A diffusers model of which nothing is in memory, not even its buffers (0.9 GB of positions in SD3.5-medium)."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            return cls.from_config(dict(config))
-    except (NotImplementedError, RuntimeError, ValueError):  # its __init__ computes with real numbers
-        return empty(cls, config, dtype).to("meta")
-    finally:
-        torch.set_default_dtype(before)
+    """A diffusers model of which nothing is in memory."""
+    model = backbone_weights.hollow(cls, config, dtype)
+    return backbone_weights.empty(cls, config, dtype).to("meta") if model is None else model
 
 
 def model_class(entry: Sequence[str | None]) -> type[nn.Module] | None:

@@ -11,6 +11,12 @@ With L L^T = C + epsilon I, C being the cosines between the four tokens, kappa i
 length of the source pixel's projection on the span of the four tokens: a bound that is close, and the same for every q.
 It is cheap: L^-1 m is linear in the source, so over the pixels of a source cell its square is a quadratic form in their
 weights, of ten numbers per pair of cells. One product (pixels, 10) x (10, target cells) bounds them all.
+
+Measured alternatives, for 256 x 256 px of a photograph and its warp on 40 x 40 tokens, one thread. The largest corner
+cosine, times the largest ratio of interpolated length to length, leaves 10% of the cells even to one who knows the best
+score, this bound 0.2%. Bounds for whole source cells, by their tokens' own, leave a third; the largest singular value
+between two cells a fifth. Scoring all pixels of a source cell wherever one of them needs it takes twice as long as
+lists of pixels. Seeds from each pixel's own highest bound cost more than they save: an argmax over everything.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-540} # seconds in all
 RESERVE=25          # of them for the summary, and for a suite that takes its time to stop
 # By importance, with the most seconds each may take. A suite without a file is left out.
-read -ra suites <<<"${SUITES:-adaln:120 nearest:120 upsampled:60 matching:45 channels:45 propagate:60 fuse:60 truncation:60 dense:60}"
+read -ra suites <<<"${SUITES:-adaln:120 nearest:120 upsampled:60 matching:45 channels:45 propagate:60 fuse:60 truncation:60 dense:60 loading:60}"
 needs_diffusers=" fuse truncation "
 
 out=${OUT:-bench/results}

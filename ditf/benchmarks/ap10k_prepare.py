@@ -53,16 +53,18 @@ def prepare(
         InputError: not the archive, or a folder that was prepared already, by whomever.
         StoreError: the folder cannot be written.
     """
-    if any((folder / "PairAnnotation").glob("*/*.json")) and not (folder / MARKER).is_file():
-        if not (folder / (MARKER + ".begun")).is_file():
-            raise InputError(f"FOLDER: {folder} has pair lists already; they are taken as they are")
-    elif (folder / MARKER).is_file():
+    begun = folder / (MARKER + ".begun")
+    if (folder / MARKER).is_file():
         raise InputError(f"FOLDER: {folder} was prepared already; remove {MARKER} and PairAnnotation to do it again")
+    if any((folder / "PairAnnotation").glob("*/*.json")) and not begun.is_file():
+        raise InputError(f"FOLDER: {folder} has pair lists already; they are taken as they are")
     merged, missing = _merged(folder)
     crowds = _crowd_ids(crowd)
     species = _kept(merged, crowds)
     try:
-        write_atomically(folder / (MARKER + ".begun"), b"")
+        if begun.is_file():  # what a run that was stopped left may be of another list of crowds
+            shutil.rmtree(folder / "PairAnnotation", ignore_errors=True)
+        write_atomically(begun, b"")
         about = _write(folder, species, train, progress or (lambda done, total: None))
     except OSError as error:
         raise StoreError(f"{folder} cannot be written ({error.strerror}); choose a writable copy") from None
@@ -72,7 +74,7 @@ def prepare(
         "order": "sorted; drawn with seed 42; not the published list",
     }
     write_atomically(folder / MARKER, (json.dumps(about, indent=1) + "\n").encode())
-    (folder / (MARKER + ".begun")).unlink(missing_ok=True)
+    begun.unlink(missing_ok=True)
     return about
 
 

@@ -1,4 +1,9 @@
-"""The data sets by name: where they come from, how they are read, which protocols they have."""
+"""The data sets by name: where they come from, how they are read, which protocols they have.
+
+One module per data set, named as on the command line. Those of labelled pairs share the runner and the results; a data
+set of another kind has ``check`` and ``root_of`` all the same, its own runner on the same store and problems, and a
+command of its own in ``ditf/cli/eval.py``.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,7 @@ class Benchmark:
     Attributes:
         name: on the command line, and of its module.
         title, source, licence: as a result names them.
+        folder: what its archive unpacks to.
         protocol: by default.
     """
 
@@ -29,6 +35,7 @@ class Benchmark:
     title: str
     source: str
     licence: str
+    folder: str
     protocol: str
 
     @property
@@ -49,7 +56,11 @@ class Benchmark:
 
     def check(self, folder: Path) -> list[str]:
         """What the folder lacks, one sentence each."""
-        return self._module.check(_folder(folder))
+        try:
+            self.root_of(_folder(folder))
+        except InputError as error:  # not even its first folders
+            return [str(error).removeprefix("--data: ")]
+        return self._module.check(folder)
 
     @property
     def root_of(self) -> Callable[[Path], Path]:
@@ -68,6 +79,7 @@ BENCHMARKS = {
             "SPair-71k",
             "https://cvlab.postech.ac.kr/research/SPair-71k (Min et al., arXiv 1908.10543)",
             "images from PASCAL VOC 2012 and PASCAL 3D+ (Flickr's terms of use); for research",
+            "SPair-71k",
             "ditf-code",
         ),
         Benchmark(
@@ -76,6 +88,7 @@ BENCHMARKS = {
             "https://github.com/AlexTheBad/AP-10K (Yu et al., arXiv 2108.12617); pairs as GeoAware-SC makes them "
             "(arXiv 2311.17034)",
             "as its repository says; the images belong to their owners",
+            "ap-10k",
             "geoaware",
         ),
         Benchmark(
@@ -83,6 +96,7 @@ BENCHMARKS = {
             "PF-PASCAL",
             "https://www.di.ens.fr/willow/research/proposalflow (Ham et al., arXiv 1703.07144)",
             "images from PASCAL VOC 2012 (Flickr's terms of use); for research",
+            "PF-dataset-PASCAL",
             "ditf-code",
         ),
         Benchmark(
@@ -90,6 +104,7 @@ BENCHMARKS = {
             "PF-WILLOW",
             "https://www.di.ens.fr/willow/research/proposalflow (Ham et al., arXiv 1511.05065)",
             "no licence is stated; for research",
+            "PF-dataset",
             "hpf",
         ),
     )
@@ -104,7 +119,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def benchmark_of_folder(folder: Path) -> Benchmark:
-    """Which data set a folder holds, by its layout.
+    """Which data set a folder holds, by its layout; by its name where that is not there yet.
 
     Raises:
         InputError: none of them.
@@ -116,6 +131,9 @@ def benchmark_of_folder(folder: Path) -> Benchmark:
         except InputError:
             continue
         return benchmark
+    for benchmark in BENCHMARKS.values():
+        if folder.resolve().name == benchmark.folder or (folder / benchmark.folder).is_dir():
+            return benchmark
     titles = ", ".join(b.title for b in BENCHMARKS.values())
     raise InputError(f"FOLDER: {folder} looks like none of {titles}; give the folder that its archive unpacks to")
 

@@ -147,11 +147,18 @@ def save_result(document: Mapping[str, Any], out: Path) -> list[Path]:
         stem.with_name(stem.name + ".pairs.csv"): _pairs_csv(document),
         stem.with_name(stem.name + ".md"): to_markdown(document),
         stem.with_name(stem.name + ".tex"): to_latex(document),
-        out: json.dumps(document, indent=1, allow_nan=False) + "\n",  # last: where it is, all of them are
+        out: _to_json(document),  # last: where it is, all of them are
     }
     for path, content in files.items():
         write_atomically(path, content.encode())
     return [out, *(path for path in files if path != out)]
+
+
+def _to_json(document: Mapping[str, Any]) -> str:
+    """Indented for people, but for the pairs: a line each."""
+    head = json.dumps({k: v for k, v in document.items() if k != "pairs"}, indent=1, allow_nan=False)
+    pairs = ",\n".join(f"  {json.dumps(pair, allow_nan=False)}" for pair in document["pairs"])
+    return f'{head[:-2]},\n "pairs": [\n{pairs}\n ]\n}}\n'
 
 
 def to_csv(document: Mapping[str, Any]) -> str:

@@ -40,9 +40,11 @@ def queries_at(features: FeatureMap, lookup: np.ndarray, size: Size, protocol: P
         size: (H, W) of the frame.
         dtype: "float16" reproduces DiTF's arithmetic: the map is upsampled in float16 and read at whole pixels.
     """
-    points = torch.from_numpy(np.ascontiguousarray(lookup)).to(features.tokens.device)
+    device = features.tokens.device
     if protocol.match != "pixels":
-        return features.tokens[_cell_of(points, features.grid, size)].float()
+        return features.tokens[_cell_of(torch.from_numpy(lookup), features.grid, size).to(device)].float()
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    points = torch.from_numpy(np.ascontiguousarray(lookup)).to(exact).to(device)
     if dtype == "float32":
         return sample_grid(features.tokens, features.grid, size, points)
     pixels = _upsampled_half(features, size)  # (D, H, W)
@@ -89,7 +91,7 @@ def _pixels(
         xy, score = upsampled_argmax_batch(
             query, key, offsets, [target.grid for target in targets], list(sizes), backend=backend
         )
-    xy, score = xy.to("cpu", torch.float64), score.cpu()
+    xy, score = xy.cpu().double(), score.cpu()
     return list(zip(xy.split(counts), score.split(counts), strict=True))
 
 
@@ -127,6 +129,7 @@ def _patches(
     query = query.to(target.tokens.device)
     with kernel_errors():
         index, score = cosine_argmax(query, target.tokens, backend=backend)
+    index = index.cpu()
     row, column = (index // target.grid[1]).double(), (index % target.grid[1]).double()
     if protocol.match != "patches":
         row, column = _window(query, target, index, protocol)
@@ -135,15 +138,15 @@ def _patches(
     share = protocol.hit / _CELL
     place = torch.stack([(column + share) * wide, (row + share) * high], 1)
     place = torch.where((index < 0)[:, None], -1.0, place)
-    return place.cpu(), score.float().cpu()
+    return place, score.float().cpu()
 
 
 def _window(query: Tensor, target: FeatureMap, index: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """(K,) expected row and column around the best cell."""
+    """(K,) expected row and column around the best cell, on the CPU."""
     h, w = target.grid
     key = F.normalize(target.tokens.float(), dim=1)
-    similarity = (F.normalize(query.float(), dim=1) @ key.T).unflatten(1, (h, w))  # (K, h, w)
-    rows, columns = torch.arange(h, device=key.device), torch.arange(w, device=key.device)
+    similarity = (F.normalize(query.float(), dim=1) @ key.T).cpu().unflatten(1, (h, w))  # (K, h, w)
+    rows, columns = torch.arange(h), torch.arange(w)
     best_row, best_column = (index // w)[:, None], (index % w)[:, None]
     inside = ((rows - best_row).abs() <= protocol.window)[:, :, None]
     inside = inside & ((columns - best_column).abs() <= protocol.window)[:, None, :]

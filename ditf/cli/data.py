@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import common
+from .eval_output import bars
 
 NAME = "data"
 
@@ -67,9 +68,8 @@ def prepare(
     if benchmark != "ap10k":
         raise InputError(f"BENCHMARK: got {benchmark!r}, expected ap10k; the others need no preparation")
     root = folder if (folder / "annotations").is_dir() else folder / "ap-10k"
-    with common.steps(1) as step:
-        step("pairs of AP-10K")
-        about = make(root, crowd=crowd, train=train)
+    with bars() as told:
+        about = make(root, crowd=crowd, train=train, progress=lambda done, total: told("files", done, total))
     if json:
         common.print_json({"folder": str(root), **about})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as _json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +56,7 @@ class _Wish:
     verbose: bool
 
 
-def _make_command(name: str, protocol_default: str) -> Callable[..., None]:
+def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) -> Callable[..., None]:
     def command(
         data: Annotated[Path, typer.Option(metavar="FOLDER", help="The unpacked data set.", show_default=False)],
         out: Annotated[
@@ -165,6 +165,8 @@ def _make_command(name: str, protocol_default: str) -> Callable[..., None]:
         )
         _run(find_benchmark(name), options, wish)
 
+    said = f"What fixes all that is not the model: {', '.join(protocols)}."
+    command.__annotations__["protocol"] = Annotated[str, typer.Option(help=said, rich_help_panel=_PROTOCOL)]
     return command
 
 
@@ -178,7 +180,7 @@ def _register() -> None:
             "Stopped at any moment, the same command goes on where it was. The exit code is 1 where pairs of the data "
             "set could not be scored.",
             epilog=f"Example:  ditf eval {benchmark.name} --data FOLDER --model ditf-tiny --out result.json",
-        )(_make_command(benchmark.name, benchmark.protocol))
+        )(_make_command(benchmark.name, benchmark.protocol, list(benchmark.protocols)))
 
 
 _register()

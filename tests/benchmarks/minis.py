@@ -209,8 +209,9 @@ def make_pfpascal(folder: Path) -> Path:
         at = np.array([[x, y] for x, y, _, _ in points], float)
         truth = np.array([[x + dx + ex, y + dy + ey] for x, y, ex, ey in points], float)
         box = np.array([[11, 11, width - 10, height - 10]])
-        for name, own in ((source, [*at, [np.nan, np.nan]]), (target, [*truth, [30, 30]])):
-            write_image(root / "JPEGImages" / f"{name}.jpg", texture(height, width, number))
+        sides = ((source, (0, 0), [*at, [np.nan, np.nan]]), (target, (dx, dy), [*truth, [30, 30]]))
+        for name, shift, own in sides:
+            write_image(root / "JPEGImages" / f"{name}.jpg", moved(texture(height, width, number), *shift))
             mat = root / "Annotations" / category / f"{name}.mat"
             mat.parent.mkdir(parents=True, exist_ok=True)
             savemat(mat, {"kps": np.array(own), "bbox": box})
@@ -227,8 +228,8 @@ PFWILLOW_ERRORS = [0, 0, 0, 0, 0, 4, 6, 9, 11, 0]
 def make_pfwillow(folder: Path) -> Path:
     """One pair, moved by (8, 8); the target's points span 100 pixels, with padding of -1 they would span 139."""
     root, name = folder / "PF-dataset", "car(G)"
-    for one in "ab":
-        write_image(root / name / f"{one}.png", texture(120, 160, 5))
+    for one, shift in (("a", 0), ("b", 8)):
+        write_image(root / name / f"{one}.png", moved(texture(120, 160, 5), shift, shift))
     x, y = np.array([30, 40, 50, 60, 70, 80, 90, 100, 110, 130.0]), np.array([30, 35, 40, 45, 50, 55, 60, 65, 70, 80.0])
     headings = ["imageA", "imageB", *(f"{c}{i}" for c in ("XA", "YA", "XB", "YB") for i in range(1, 11))]
     numbers = np.concatenate([x, y, x + 8 + np.array(PFWILLOW_ERRORS), y + 8])

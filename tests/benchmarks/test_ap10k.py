@@ -159,6 +159,11 @@ def test_a_pair_without_common_points_is_left_out_and_counted(root) -> None:
 def test_the_layouts_of_data_sets_are_told_apart(root, tmp_path) -> None:
     assert benchmark_of_folder(root).name == "ap10k"
     assert benchmark_of_folder(make_spair(tmp_path)).name == "spair"
+    bare = tmp_path / "bare" / "SPair-71k"
+    (bare / "JPEGImages").mkdir(parents=True)
+    found = benchmark_of_folder(bare)  # by its name: not even the annotations are there
+    assert found.name == "spair"
+    assert "has no PairAnnotation" in found.check(bare)[0]
     with pytest.raises(InputError, match="looks like none of"):
         benchmark_of_folder(root / "JPEGImages")
 
@@ -242,6 +247,21 @@ def test_a_folder_that_was_prepared_by_others_is_taken_as_it_is(root, tmp_path, 
     with pytest.raises(InputError, match="taken as they are"):
         prepare(archive)
     assert "taken as found" in ap10k.read(root, "test_cross_species", GEOAWARE).facts["list"]
+
+
+def test_a_stopped_preparation_starts_over_and_leaves_no_pair_of_another_list(tmp_path, monkeypatch) -> None:
+    from ditf.benchmarks import ap10k_prepare
+
+    root, plain = make_archive(tmp_path / "a", COUNTS), make_archive(tmp_path / "b", COUNTS)
+    (tmp_path / "crowd.txt").write_text("\n".join(map(str, range(1, 20))))
+    with monkeypatch.context() as patch:
+        patch.setattr(ap10k_prepare, "digest", lambda about: 1 / 0)  # after the first list is written
+        with pytest.raises(ZeroDivisionError):
+            prepare(root)
+    again, alone = prepare(root, crowd=tmp_path / "crowd.txt"), prepare(plain, crowd=tmp_path / "crowd.txt")
+    assert again["lists"] == alone["lists"]
+    for split, one in again["lists"].items():
+        assert len(list((root / "PairAnnotation" / split).glob("*.json"))) == one["pairs"]
 
 
 def test_an_archive_that_is_half_unpacked_says_what_is_missing(tmp_path) -> None:

@@ -23,7 +23,7 @@ from ditf.benchmarks.runner import evaluate
 from ditf.cli import main
 from ditf.store import FeatureStore
 
-from .minis import SPAIR_SHIFTS, Oracle, make_spair
+from .minis import SPAIR_ERRORS, SPAIR_SHIFTS, Oracle, make_ap10k, make_pfpascal, make_pfwillow, make_spair
 
 CODE = PROTOCOLS["ditf-code"]
 RESULTS = ("r.json", "r.categories.csv", "r.pairs.csv", "r.md", "r.tex", "r.png")
@@ -40,28 +40,56 @@ SCRIPT = """
 import os, signal, sys
 import torch; torch.set_num_threads(1)
 from ditf.benchmarks.methods import ModelMethod
+from ditf.benchmarks.runner import evaluate
+from ditf.benchmarks import spair
+from ditf.benchmarks.protocols import PROTOCOLS
 from ditf.cli import main
-extract, count = ModelMethod.extract, 0
-def counted(self, picture):
-    global count
-    count += 1
-    if count == {kill_at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return extract(self, picture)
-ModelMethod.extract = counted
-sys.exit(main({arguments!r}))
+from pathlib import Path
+from tests.benchmarks.minis import Oracle, SPAIR_SHIFTS
+
+def killed_at(kind, kill_at, work):
+    # run in a child that gets SIGKILL before its kill_at-th extraction
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    extract, count = kind.extract, 0
+    def counted(self, picture):
+        nonlocal count
+        count += 1
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return extract(self, picture)
+    kind.extract = counted
+    work()
+    os._exit(0)
+
+for arguments, kill_at in {runs!r}:
+    print(killed_at(ModelMethod, kill_at, lambda: main(arguments)))
+pairs = spair.read(Path({spair!r}), "test", PROTOCOLS["ditf-code"])
+print(killed_at(Oracle, 4, lambda: evaluate(
+    [Oracle(SPAIR_SHIFTS)], pairs, PROTOCOLS["ditf-code"], folder={oracle!r})))
 """
 
+MAKERS = {"spair": make_spair, "ap10k": make_ap10k, "pfpascal": make_pfpascal, "pfwillow": make_pfwillow}
+IMAGES = {"spair": 5, "ap10k": 2, "pfpascal": 4, "pfwillow": 2}
+KILL_AT = {"spair": 4, "ap10k": 2, "pfpascal": 3, "pfwillow": 2}
 
-def arguments(root: Path, out: Path) -> list[str]:
-    model = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1"]
-    return ["eval", "spair", "--data", str(root), *model, "--protocol", "ditf-code", "--out", str(out)]
+
+def arguments(name: str, root: Path, out: Path) -> list[str]:
+    model = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1", "--size", "48"]
+    return ["eval", name, "--data", str(root), *model, "--protocol", "ditf-code", "--out", str(out)]
 
 
-def killed_run(given: list[str], kill_at: int) -> None:
-    script = SCRIPT.format(kill_at=kill_at, arguments=given)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data sets, and in ``killed`` what their runs left when they were killed at about a half."""
+    folder = tmp_path_factory.mktemp("killed")
+    roots = {name: make(folder) for name, make in MAKERS.items()}
+    runs = [(arguments(name, root, folder / "killed" / name / "r.json"), KILL_AT[name]) for name, root in roots.items()]
+    script = SCRIPT.format(runs=runs, spair=str(roots["spair"]), oracle=str(folder / "killed" / "oracle"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 5, done.stderr
+    return folder
 
 
 def count_extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -76,21 +104,31 @@ def count_extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(tmp_path, monkeypatch) -> None:
-    """Five images, the two of the bicycles first: the fourth forward is in the middle of the second category."""
-    root, killed, whole = make_spair(tmp_path), tmp_path / "killed" / "r.json", tmp_path / "whole" / "r.json"
-    killed_run(arguments(root, killed), kill_at=4)
-    assert not killed.exists()
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(killed, name, monkeypatch) -> None:
+    root = MAKERS[name](killed / "again")
+    broken, whole = killed / "killed" / name / "r.json", killed / "whole" / name / "r.json"
+    assert not broken.exists()
     seen = count_extractions(monkeypatch)
-    assert main(arguments(root, killed)) == 0
-    assert seen == ["2008_000002", "2008_000003"]
-    assert main(arguments(root, whole)) == 0
-    assert len(seen) == 2 + 5
-    for name in RESULTS:
-        assert (killed.parent / name).read_bytes() == (whole.parent / name).read_bytes(), name
-    assert json.loads(killed.with_suffix(".run.json").read_text())["seconds"]["evaluate"] > 0
-    assert main(arguments(root, whole)) == 0
-    assert len(seen) == 2 + 5  # nothing is left to do
+    assert main(arguments(name, root, broken)) == 0
+    assert len(seen) == IMAGES[name] - (KILL_AT[name] - 1)
+    assert main(arguments(name, root, whole)) == 0
+    assert len(seen) == 2 * IMAGES[name] - (KILL_AT[name] - 1)
+    for file in RESULTS:
+        assert (broken.parent / file).read_bytes() == (whole.parent / file).read_bytes(), file
+    assert json.loads(broken.with_suffix(".run.json").read_text())["seconds"]["evaluate"] > 0
+    before = len(seen)
+    assert main(arguments(name, root, whole)) == 0
+    assert len(seen) == before  # nothing is left to do
+
+
+def test_a_killed_run_of_known_answers_goes_on_to_the_closed_form(killed) -> None:
+    """The bicycles come first: the fourth image is in the middle of the cats."""
+    pairs = spair.read(make_spair(killed / "again"), "test", CODE)
+    oracle = Oracle(SPAIR_SHIFTS)
+    evaluation = evaluate([oracle], pairs, CODE, folder=killed / "killed" / "oracle")
+    assert [path.stem for path in oracle.seen] == ["2008_000002", "2008_000003"]
+    assert [one.errors.tolist() for one in evaluation.found["oracle"]] == SPAIR_ERRORS
 
 
 # --- each once -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -26,7 +25,7 @@ from ditf.cli import main
 from ditf.cli.common import ModelOptions
 from ditf.exports import load_matches
 from ditf.images import load_image
-from ditf.matching import match_points, token_centres
+from ditf.matching import token_centres
 
 SOURCE_SIZE, TARGET_SIZE = (120, 160), (130, 150)
 TRUE = Homography(torch.tensor([[0.8, -0.25, 35.0], [0.25, 0.75, 5.0], [2e-4, 0, 1]]))
@@ -79,29 +78,6 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "blank name.png").write_bytes((tmp_path / "b.png").read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """What dense matching gives."""
-
-    target: torch.Tensor
-    score: torch.Tensor
-    flow: torch.Tensor
-
-    def warp(self, image):
-        return load_image(image).transpose(Image.Transpose.ROTATE_180)
-
-
-@pytest.fixture
-def dense(monkeypatch):
-    def match_dense(source, target, **options):
-        found = match_points(source, target, token_centres(source))
-        shape = (*source.grid, 2)
-        flow = (found.target - found.source).reshape(shape)
-        return Dense(found.target.reshape(shape), found.score.reshape(shape[:2]), flow)
-
-    monkeypatch.setattr(ditf, "match_dense", match_dense, raising=False)
 
 
 def run(capsys, *arguments, code=0):
@@ -199,11 +175,11 @@ def test_a_long_table_says_how_much_it_leaves_out(here, capsys):
 # Dense
 
 
-def test_dense_matches_are_drawn_warped_and_exported(here, capsys, dense):
+def test_dense_matches_are_drawn_warped_and_exported(here, capsys):
     found = document(capsys, "--dense", "--out", "d.png", "--warped", "w.png", "--export", "d.npz")
     assert found["grid"] == [15, 20]
     assert len(found["target"]) == 300
-    assert Image.open(here / "w.png").size == TARGET_SIZE[::-1]
+    assert Image.open(here / "w.png").size == SOURCE_SIZE[::-1]
     with np.load(here / "d.npz") as arrays:
         assert arrays["target"].tolist() == np.float32(found["target"]).tolist()
     frame = FeatureMap(torch.zeros(300, 1), (15, 20), SOURCE_SIZE)
@@ -211,7 +187,15 @@ def test_dense_matches_are_drawn_warped_and_exported(here, capsys, dense):
     assert Image.open(here / "d.png").width > 700
 
 
-def test_dense_matches_give_a_homography_too(here, capsys, dense):
+def test_dense_matches_that_do_not_lead_back_are_none_with_cycle(here, capsys):
+    everything = document(capsys, "--dense")
+    kept = document(capsys, "--dense", "--cycle", "--out", "d.png")
+    back = [error is not None and error <= 0.05 * max(SOURCE_SIZE) for error in everything["cycle_error"]]
+    assert 0 < kept["dropped"] == back.count(False) < 300
+    assert kept["target"] == [t for t, ok in zip(everything["target"], back, strict=True) if ok]
+
+
+def test_dense_matches_give_a_homography_too(here, capsys):
     found = document(capsys, "--dense", "--homography")
     assert Homography(torch.tensor(found["homography"]["matrix"])).corner_error(TRUE, SOURCE_SIZE) < 1.5
 
@@ -257,7 +241,7 @@ def test_an_export_with_a_homography_marks_its_inliers(here, capsys):
         (["--homography", "--warped", "a.png"], ["one of the two"]),
         (["--dense", "--point", "1,2"], ["--point", "--dense"]),
         (["--dense", "--topk", "2"], ["--topk", "--dense"]),
-        (["--dense", "--cycle"], ["--cycle", "--dense"]),
+        (["--dense", "--refine", "soft"], ["--refine", "--dense"]),
         (["--topk", "0"], ["topk"]),
         (["--refine", "best"], ["--refine", "window-soft"]),
         (["--keypoints", "corners"], ["--keypoints", "sift"]),

@@ -13,8 +13,8 @@ from PIL import Image
 import ditf
 from ditf import FeatureMap, Homography, InputError, Matches, estimate_homography
 from ditf.geometry import FundamentalMatrix, estimate_fundamental, grid_points, sift_points
-from ditf.matching import match_points, token_centres
-from ditf.warps import warp_image
+from ditf.matching import match_points, mutual_matches, token_centres
+from ditf.warps import warp_image, warped_copy
 
 TRUE = torch.tensor([[0.9, 0.1, 20.0], [-0.12, 0.8, 35.0], [1e-4, 2e-4, 1.0]], dtype=torch.float64)
 SIZE = (240, 320)
@@ -115,6 +115,22 @@ def test_features_of_the_true_coordinates_give_the_homography_to_a_pixel(refine)
     identity = Homography(torch.eye(3)).corner_error(matrix, SIZE)
     assert identity > 60
     assert found.corner_error(matrix, SIZE) < 1.0
+
+
+def test_the_bundled_model_comes_far_closer_than_identity_on_warped_photographs():
+    data = pytest.importorskip("skimage.data")
+    extractor = ditf.FeatureExtractor.from_pretrained("ditf-tiny")
+    errors, identities = [], []
+    for seed, name in enumerate(("astronaut", "chelsea", "coffee")):
+        photograph = Image.fromarray(getattr(data, name)())
+        photograph.thumbnail((256, 256))
+        pair = warped_copy(np.array(photograph), seed=seed)
+        size, found = pair.source.shape[:2], mutual_matches(*extractor([pair.source, pair.target]))
+        token = max(size) / 24
+        errors.append(estimate_homography(found, threshold=0.75 * token).corner_error(pair.matrix, size))
+        identities.append(Homography(torch.eye(3)).corner_error(pair.matrix, size))
+    assert min(identities) > 60
+    assert np.median(errors) < 0.25 * np.median(identities)
 
 
 # What takes part

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from ..types import FeatureMap, Matches
+    from ..types import DenseMatches, FeatureMap, Matches
 
 NAME = "match"
 EXAMPLE = "Example:  ditf match photo.jpg other.png --point 100,80 --point 40,25 --out matches.png"
@@ -210,7 +212,6 @@ class _Asked:
             "--keypoints": self.keypoints,
             "--topk": self.topk > 1,
             "--refine": self.refine != "argmax",
-            "--cycle": self.cycle,
         }
         for name in (name for name, given in others.items() if given and self.dense):
             raise InputError(f"{name}: does not go with --dense, which matches every token once; leave one out")
@@ -268,8 +269,7 @@ def _matched(
     source, target = features
     dense, dropped, found = None, None, None
     if asked.dense:
-        dense = _dense(source, target)
-        matches = _cells(dense, source, target)
+        dense, matches = _dense(source, target, asked.cycle)
     elif asked.kind == "mutual" and not asked.points and asked.topk == 1 and asked.refine == "argmax":
         matches = mutual_matches(source, target)
     else:
@@ -295,17 +295,19 @@ def _keypoints(kind: Keypoints, features: tuple[FeatureMap, FeatureMap], image: 
     return sift_points(image, _SIFT) if kind == "sift" else token_centres(features[0])
 
 
-def _dense(source: FeatureMap, target: FeatureMap) -> Any:
-    from .. import match_dense  # pyright: ignore[reportAttributeAccessIssue]
-
-    return match_dense(source, target)
-
-
-def _cells(dense: Any, source: FeatureMap, target: FeatureMap) -> Matches:
-    """Dense matches as one match per token of the source."""
-    from ..matching import token_centres
+def _dense(source: FeatureMap, target: FeatureMap, cycle: bool) -> tuple[DenseMatches, Matches]:
+    """Every token of the source, and the same as points; with ``cycle``, none where the match does not lead back."""
+    from ..dense import match_dense
     from ..types import Matches
 
-    goal, score = dense.target.reshape(-1, 2).float(), dense.score.reshape(-1).float()
+    dense = match_dense(source, target)
+    if cycle and dense.cycle_error is not None:
+        astray = ~(dense.cycle_error <= _CYCLE_SHARE * max(source.image_size))  # NaN compares False
+        lost = dense.target.masked_fill(astray[..., None], -1.0), dense.score.masked_fill(astray, math.nan)
+        dense = dataclasses.replace(dense, target=lost[0], score=lost[1])
+    error = None if dense.cycle_error is None else dense.cycle_error.flatten()
     sizes = source.image_size, target.image_size
-    return Matches(token_centres(source).to(goal.device), goal, score, None, None, *sizes)
+    cells = Matches(
+        dense.source.reshape(-1, 2), dense.target.reshape(-1, 2), dense.score.flatten(), None, error, *sizes
+    )
+    return dense, cells.select(cells.source.isfinite().all(1))  # without padding

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..geometry import Homography
-    from ..types import FeatureMap, Matches
+    from ..types import DenseMatches, FeatureMap, Matches
 
 __all__ = ["PICTURES", "Outputs", "Result", "check_outputs", "document", "draw", "export", "print_table", "warp"]
 
@@ -56,7 +56,7 @@ class Result:
     automatic: bool
     dropped: int | None = None
     homography: Homography | None = None
-    dense: Any = None
+    dense: DenseMatches | None = None
 
 
 def check_outputs(outputs: Outputs, inputs: tuple[str, str]) -> None:
@@ -131,10 +131,10 @@ def warp(result: Result, images: tuple[Image, Image], path: Path) -> bool:
     """With a homography, picture A as B sees it; with dense matches, B brought to A. False where there is none."""
     from ..images import load_image
 
-    if result.homography is None:
-        _save(load_image(result.dense.warp(images[1])), path)
-    elif result.homography.found:
+    if result.homography is not None and result.homography.found:
         _save(result.homography.warp(images[0], (images[1].height, images[1].width)), path)
+    elif result.homography is None and result.dense is not None:
+        _save(load_image(result.dense.warp(images[1])), path)
     else:
         return False
     return True

@@ -7,7 +7,8 @@ does for the frames to come. Both give the same labels, but for pixels half-way 
 
 Tracking, rows per mode: ``iter_tracks``, one frame with 16 points, matched back included.
 
-The J&F tables are no times: they are printed by ``test_j_and_f``, see ``ditf.benchmarks.propagation``.
+The tables of J&F and of tracks are no times: ``test_j_and_f`` and ``test_points_found`` print them, see
+``ditf.benchmarks.propagation`` and ``ditf.benchmarks.tracking``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from test_propagate import CELLS, CLASSES, FRAMES, GRID, RADIUS, TEMPERATURE, TO
 from torch import Tensor
 
 from ditf import FeatureExtractor, FeatureMap
+from ditf.benchmarks import tracking
 from ditf.benchmarks.propagation import HELD_OUT, LENGTH, SIZES, TINY, propagation_table, table_lines
 from ditf.video import iter_labels, iter_tracks
 
@@ -155,3 +157,13 @@ def test_j_and_f(capsys: pytest.CaptureFixture[str], size: int) -> None:
     assert score["first mask copied"] < 50
     assert score["oracle"] >= score["ceiling"] - 1
     assert score["ditf-tiny"] >= score["first mask copied"] + 10
+
+
+def test_points_found(capsys: pytest.CaptureFixture[str]) -> None:
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=160)
+    rows = tracking.tracking_table(extractor)
+    with capsys.disabled():
+        print(f"\n{tracking.POINTS} points in each of {len(HELD_OUT)} held-out clips of {LENGTH} frames, 120 x 160 px")
+        print("\n".join(tracking.table_lines(rows)))
+    within = {row.method: row.within for row in rows}
+    assert within["ditf-tiny, direct"] > within["points that stay"]

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ditf import FeatureExtractor, InputError
-from ditf.benchmarks.clips import make_clip, oracle_features
-from ditf.benchmarks.propagation import HELD_OUT, TINY, TUNING, propagation_table, table_lines
+from ditf import FeatureExtractor, FeatureMap, InputError
+from ditf.benchmarks.clips import make_clip, oracle_features, true_tracks
+from ditf.benchmarks.propagation import HELD_OUT, PATCHES, TINY, TUNING, propagation_table, table_lines
+from ditf.benchmarks.rivals import patch_tokens
+from ditf.benchmarks.tracking import tracking_table
 
 
 def test_a_clip_is_the_same_for_its_seed_whatever_its_length() -> None:
@@ -59,13 +61,42 @@ def test_oracle_features_tell_places_apart() -> None:
 
 def test_features_of_ditf_tiny_carry_a_mask_ten_points_further_than_copying_it() -> None:
     extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=96)
-    rows = propagation_table(extractor, HELD_OUT[:1], length=14, patches=(9,))
+    rows = propagation_table(extractor, HELD_OUT[:1], length=12, patches=(9,))
     scores = {row.method: row.j_and_f for row in rows}
     assert list(scores) == ["first mask copied", "pixel patches, 9 px", "ditf-tiny", "oracle", "ceiling"]
     assert scores["first mask copied"] < 50
     assert scores["oracle"] >= scores["ceiling"] - 1
     assert scores["ditf-tiny"] >= scores["first mask copied"] + 10
     assert len(table_lines(rows)) == 6
+
+
+def test_true_tracks_keep_to_their_place_and_end_where_it_is_hidden() -> None:
+    frames = list(make_clip(3, 40))[::3]
+    y, x = np.nonzero(frames[0].mask)
+    points = np.stack([x, y], 1)[::97].astype(float)
+    tracks = true_tracks(frames, points)
+    assert (tracks[0] == points).all()
+    hidden = np.isnan(tracks[..., 0])
+    assert 0 < hidden.mean() < 0.5
+    for t, k in zip(*np.nonzero(~hidden), strict=True):
+        (x0, y0), (x1, y1) = points[k].astype(int), tracks[t, k].astype(int)
+        assert frames[t].mask[y1, x1] == frames[0].mask[y0, x0]
+        assert np.linalg.norm(frames[t].place[y1, x1] - frames[0].place[y0, x0]) < 1
+    t, k = np.argwhere(hidden)[0]
+    x0, y0 = points[k].astype(int)
+    apart = np.linalg.norm(frames[t].place - frames[0].place[y0, x0], axis=-1)
+    assert apart[frames[t].mask == frames[0].mask[y0, x0]].min() >= 1
+
+
+def test_tracks_of_the_oracle_find_most_points_and_those_that_stay_few() -> None:
+    def patches(pixels):
+        return FeatureMap(patch_tokens(pixels, PATCHES[0], 4), (30, 40), (120, 160))
+
+    rows = {row.method: row for row in tracking_table(patches, HELD_OUT[:1], length=6)}
+    assert len(rows) == 10
+    assert rows["points that stay"].within < 30
+    assert rows["oracle, direct"].within > 80
+    assert rows["oracle, direct"].visibility > 90
 
 
 @pytest.mark.parametrize(

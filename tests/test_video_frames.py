@@ -240,6 +240,8 @@ def test_a_video_that_fails_half_way_is_not_there(tmp_path: Path) -> None:
         write(None)
     with pytest.raises(InputError, match=r"got \(26, 32\), expected \(24, 32\)"):
         write(grey(1, (26, 32)))
+    with pytest.raises(InputError, match="got no frames"), VideoWriter(tmp_path / "a.mp4", 10):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ so is where on its thing each pixel lies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..tiny.kinds import KINDS
 from ..types import FeatureMap
 from ..video.masks import resized_nearest
 
-__all__ = ["Clip", "ClipFrame", "make_clip", "oracle_features"]
+__all__ = ["Clip", "ClipFrame", "make_clip", "oracle_features", "true_tracks"]
 
 _SPRITE = 192  # pixels along the side of a cut-out
 _FINE = 2  # frames are drawn so many times larger and averaged down
@@ -160,6 +160,23 @@ def oracle_features(frame: ClipFrame, grid: tuple[int, int], *, channels: int = 
     phase = torch.rand(256, channels // 2, generator=random) * 2 * math.pi  # a thing's own
     angle = place @ waves + phase[number]
     return FeatureMap(tokens=torch.cat([angle.cos(), angle.sin()], 1), grid=grid, image_size=size)
+
+
+def true_tracks(frames: Sequence[ClipFrame], points: np.ndarray) -> np.ndarray:
+    """(T, K, 2) float64 pixels where points (K, 2) of the first frame are; NaN where they are hidden or outside.
+
+    To the pixel: the one of the same thing whose place is nearest, if that is within a pixel of frame 0's scale.
+    """
+    columns, rows = np.rint(points).astype(int).T
+    numbers, places = frames[0].mask[rows, columns], frames[0].place[rows, columns]
+    tracks = np.full((len(frames), len(points), 2), np.nan)
+    for t, frame in enumerate(frames):
+        for k, (number, place) in enumerate(zip(numbers, places, strict=True)):
+            y, x = np.nonzero(frame.mask == number)
+            apart = ((frame.place[y, x] - place) ** 2).sum(1)
+            if len(apart) and apart.min() < 1.0:
+                tracks[t, k] = x[apart.argmin()], y[apart.argmin()]
+    return tracks
 
 
 def _middles(tokens: int, pixels: int) -> np.ndarray:

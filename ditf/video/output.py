@@ -33,7 +33,8 @@ _TRAIL = 12  # frames
 class VideoWriter:
     """An MP4 that any player shows: H.264 (MPEG-4 where FFmpeg has no x264), yuv420p, even sides.
 
-    A context manager; the file has its name once all frames are in, and is not there if anything went wrong.
+    A context manager; the file has its name once all frames are in, at least one, and is not there if anything went
+    wrong.
 
     Args:
         path: ends in .mp4.
@@ -82,6 +83,8 @@ class VideoWriter:
                 os.replace(self._part, self.path)
         finally:
             self._part.unlink(missing_ok=True)
+        if kind is None and self._stream is None:
+            raise InputError(f"video: got no frames for {self.path}, expected at least one")
 
     def _open_stream(self, width: int, height: int) -> Any:
         codec = next((name for name in _CODECS if name in self._av.codecs_available), None)

@@ -14,6 +14,7 @@ from ditf_kernels import (
     propagate_topk,
     upsampled_argmax,
     upsampled_argmax_batch,
+    upsampled_nearest,
     upsampled_planes,
 )
 
@@ -110,3 +111,14 @@ def test_matching_many_pairs():
     key = random(sum(h * w for h, w in grids), 768, dtype=torch.float16)
     offsets = [10 * i for i in range(65)]
     upsampled_argmax_batch(random(640, 768), key, offsets, grids, sizes, backend="verify")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 3072])
+def test_dense_matching(width, dtype):
+    query, key = random(20 * 24, width, dtype=dtype), random(31 * 23, width, dtype=dtype)
+    key[100:110], key[110:300] = torch.nan, query[50:240]
+    mask = torch.rand(250, 190, device="cuda") < 0.9
+    for own in (query, query.float()):
+        upsampled_nearest(own, (20, 24), (160, 200), key, (31, 23), (250, 190), mask=mask, backend="verify")
+    upsampled_nearest(query, (20, 24), (15, 200), query, (20, 24), (160, 11), backend="verify")

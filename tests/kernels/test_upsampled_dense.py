@@ -307,3 +307,20 @@ def test_the_oracle_is_that_of_the_other_matchers():
     query, key = torch.randn(6, 16), torch.randn(12, 16)
     scores = all_scores(query, (2, 3), (2, 3), key, (3, 4), (9, 10))
     torch.testing.assert_close(scores, brute_force(query, key, (3, 4), (9, 10)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pruning_changes_nothing_not_even_the_last_bit(seed, monkeypatch):
+    from ditf_kernels.reference import upsampled_dense as dense
+
+    grids, sizes = ((5, 6), (7, 4)), ((23, 19), (30, 21))
+    query, key = (related_maps(grid, (3, 8, 24)[seed % 3], seed)[side] for side, grid in enumerate(grids))
+    key[9] = -key[8] * 1.03  # nearly cancels
+    key[15], query[4] = key[14], -query[5] * 0.99
+    key[20] *= 1e3
+    call = (query, grids[0], sizes[0], key, grids[1], sizes[1])
+    pruned = upsampled_nearest(*call, backend="torch")
+    monkeypatch.setattr(dense, "SCORE_SLACK", 1e9)
+    whole = upsampled_nearest(*call, backend="torch")
+    assert torch.equal(pruned[0], whole[0])
+    assert torch.equal(pruned[1], whole[1])

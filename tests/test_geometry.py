@@ -336,6 +336,7 @@ good = spread(10)
     [
         (lambda: estimate_homography(good, good[:9]), "9 points.*10"),
         (lambda: estimate_homography(good), "target"),
+        (lambda: estimate_homography(ditf.match_dense(*[oracle(SIZE, (6, 8), np.eye(3))] * 2)), "dense.matches"),
         (lambda: estimate_homography(as_matches(good, good), good), "give one of the two"),
         (lambda: estimate_homography(good[:, :1], good), "shape"),
         (lambda: estimate_homography(np.full((5, 2), math.nan), good[:5]), "source.*finite"),

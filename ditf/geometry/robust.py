@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import Matches, checked_points
+from ..types import DenseMatches, Matches, checked_points
 from .keypoints import opencv
 
 __all__ = [
@@ -66,6 +66,8 @@ def correspondences(matches: Any, target: Any, cycle_tolerance: float | None) ->
     """Source and target (U, 2) float64 of the usable matches, and which of the K they are."""
     if cycle_tolerance is not None and not cycle_tolerance >= 0:
         raise InputError.of("cycle_tolerance", cycle_tolerance, "a number of pixels of at least 0, or None")
+    if isinstance(matches, DenseMatches):
+        raise InputError("matches: got DenseMatches, expected Matches; give dense.matches(), the mutual ones as points")
     if not isinstance(matches, Matches):
         if target is None:
             raise InputError.of("target", None, "target points (K, 2), or Matches in place of the source points")

@@ -186,9 +186,10 @@ def _pair(
         return None
     factors = (flags[0][seen] / 2, flags[1][seen] / 2) if protocol.visible == 1 else None
     images = [_image_path(root, annotation) for annotation, _ in sides]
+    lengths = {"box": max(width, height), "box width": width, "box height": height}
     return Pair(
         path.name[: -len(".json")], category, images[0], images[1], sizes[0], sizes[1], points[0][seen],
-        points[1][seen], {"box": max(width, height)}, species[0], species[1], factors,
+        points[1][seen], lengths, species[0], species[1], factors,
     )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ class ModelMethod:
             **self.about()["model"],
             "config": self.about()["config"],
             "size_from": self.size_source,
+            "patches_a_side": self.size // self.multiple if self.protocol.canvas else None,
             "prompt": self.template,
             "captions": len(self.captions),
         }

@@ -31,6 +31,11 @@ class Problems:
     def __init__(self) -> None:
         self._found: dict[str, list[str]] = {}
 
+    def copy(self) -> Problems:
+        other = Problems()
+        other._found = {kind: list(names) for kind, names in self._found.items()}
+        return other
+
     def add(self, kind: str, name: str) -> None:
         self._found.setdefault(kind, []).append(name)
 

@@ -47,8 +47,9 @@ class Protocol:
         compare: (width, height) to which errors are scaled per axis before they are measured, or None.
         operator, arithmetic: see :func:`ditf.benchmarks.scores.within`.
         alphas: thresholds, the one its authors quote first.
-        length: which reference length: "image" (larger side of the target), "compare" (larger side of ``compare``), or
-            one that the data set's annotations give.
+        length: which reference length: "image" (larger side of the target), "compare" (larger side of ``compare``),
+            "compare box" (larger side of the target's box, scaled like the errors), or one that the data set's
+            annotations give.
         prompt: template given to the model, or None: the model's own.
         headline: the average its authors print, of :data:`ditf.benchmarks.scores.AGGREGATES`.
         annotations: "pairs": the pair files' points; "images": those that both image files have (GeoAware-SC).
@@ -106,6 +107,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "dift",
             "DIFT: image stretched to 768 x 768, best pixel of the original image, pooled over points",
             resize="stretch", size=768,
+        ),
+        Protocol(
+            "hpf",
+            "hpf, CATs, SD4Match: errors and box stretched to a square, mean over pairs; the place is the best pixel of "
+            "the image, not their own soft-argmax",
+            resize="stretch", size=768, lookup="exact", arithmetic="float32", compare=(768, 768),
+            length="compare box", headline="image_micro",
         ),
         _GEOAWARE,
         dataclasses.replace(
@@ -247,6 +255,9 @@ def _length(pair: Pair, protocol: Protocol, target_size: tuple[int, int]) -> flo
         return float(max(target_size))
     if protocol.length == "compare" and protocol.compare is not None:
         return float(max(protocol.compare))
+    if protocol.length == "compare box" and protocol.compare is not None and "box width" in pair.lengths:
+        sides = zip(("box width", "box height"), protocol.compare, target_size[::-1], strict=True)
+        return max(pair.lengths[side] * to / size for side, to, size in sides)
     if protocol.length not in pair.lengths:
         raise InputError.of("length", protocol.length, f"one of {', '.join(['image', *pair.lengths])}")
     return pair.lengths[protocol.length]

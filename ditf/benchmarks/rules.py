@@ -110,6 +110,8 @@ def _pixels_half(query: Tensor, target: FeatureMap, size: Size) -> tuple[Tensor,
 
 def _upsampled_half(features: FeatureMap, size: Size) -> Tensor:
     grid = features.map[None].to(torch.float16)
+    if not bool(torch.isfinite(grid).all()):
+        raise InputError("--dtype: got float16, in which these features overflow; give float32, or discard channels")
     return F.interpolate(grid, size, mode="bilinear", align_corners=False)[0]
 
 

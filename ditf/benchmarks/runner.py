@@ -77,10 +77,7 @@ def evaluate(
         raise InputError.of("dtype", dtype, '"float32" or "float16"')
     progress = progress or (lambda stage, done, total: None)
     work = Work(Path(folder), store, protocol, dtype, progress)
-    problems = Problems()
-    for kind, noted in ((kind, pairs.problems.names(kind)) for kind in pairs.problems.to_dict()):
-        for name in noted:
-            problems.add(kind, name)
+    problems = pairs.problems.copy()
     framed, images = frame_pairs(pairs, protocol, outside, problems, progress)
     found = work.run(methods, framed, images)
     found[IDENTITY] = [found_at(_identity(one), np.full(len(one.truth), np.nan), one, protocol) for one in framed]

@@ -141,7 +141,7 @@ def _pair(root: Path, split: str, name: str, protocol: Protocol, problems: Probl
     folder = root / "JPEGImages" / category
     return Pair(
         name, category, folder / names[0], folder / names[1], sizes[0], sizes[1], points, truth,
-        {"box": length}, category, category,
+        {"box": length, "box width": box[2] - box[0], "box height": box[3] - box[1]}, category, category,
     )  # fmt: skip
 
 

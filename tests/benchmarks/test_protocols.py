@@ -13,7 +13,7 @@ from PIL import Image
 from ditf import FeatureMap, InputError
 from ditf.benchmarks.pairs import Pair
 from ditf.benchmarks.protocols import PROTOCOLS, errors_in_frame, find_protocol, frame_pair, model_input
-from ditf.benchmarks.rules import best_places, queries_at
+from ditf.benchmarks.rules import _pixels, best_places, queries_at
 from ditf.benchmarks.scores import aggregate, pair_weights, within
 
 from .minis import texture
@@ -114,6 +114,15 @@ def test_errors_are_scaled_per_axis_where_a_protocol_says_so() -> None:
     assert framed.length == 224
 
 
+def test_a_box_that_is_stretched_with_its_image_changes_the_length() -> None:
+    """hpf: a 200 x 100 image becomes square, so a box of 40 x 30 becomes one of 4 * 38.4 by 3 * 76.8 pixels."""
+    protocol = PROTOCOLS["hpf"]
+    one = dataclasses.replace(pair([[10, 10]]), lengths={"box": 40, "box width": 40, "box height": 30})
+    framed = frame_pair(one, protocol, ((100, 200), (100, 200)))
+    assert framed.length == pytest.approx(30 * 7.68)
+    assert errors_in_frame(np.array([[14.0, 13.0]]), framed, protocol)[0] == pytest.approx(np.hypot(4 * 3.84, 3 * 7.68))
+
+
 # --- averages --------------------------------------------------------------------------------------------------------
 
 # A public run of DIFT on SPair-71k: per point, per image, pairs.
@@ -210,6 +219,28 @@ def test_the_source_is_read_at_the_patch_that_a_point_is_in() -> None:
     points = np.array([[0.0, 0.0], [13.99, 0.0], [14.0, 0.0], [839.0, 839.9], [840.0, 0.0]])
     found = queries_at(features, points, (840, 840), GEOAWARE, "float32")
     assert found[:, 0].tolist() == [0, 0, 1, 3599, 59]  # never the first patch of the next row
+
+
+def test_many_targets_in_one_call_are_found_as_one_by_one() -> None:
+    """As on a GPU: maps of different grids and images of different sizes, one of them without a query."""
+    random = torch.Generator().manual_seed(0)
+    grids, sizes, counts = [(5, 7), (6, 4), (3, 3)], [(40, 61), (50, 33), (24, 24)], [4, 0, 6]
+    targets = [
+        FeatureMap(tokens=torch.randn(h * w, 16, generator=random).half(), grid=(h, w), image_size=size)
+        for (h, w), size in zip(grids, sizes, strict=True)
+    ]
+    queries = [torch.randn(count, 16, generator=random) for count in counts]
+    together = _pixels(queries, targets, sizes, None)
+    for query, target, size, (place, score) in zip(queries, targets, sizes, together, strict=True):
+        [(alone, alone_score)] = best_places([query], [target], [size], CODE, "float32")
+        assert place.tolist() == alone.tolist()
+        assert torch.allclose(score, alone_score, atol=1e-6)
+
+
+def test_features_that_overflow_float16_are_refused_by_name() -> None:
+    target = FeatureMap(tokens=torch.full((4, 3), 1e6), grid=(2, 2), image_size=(8, 8))
+    with pytest.raises(InputError, match="float16, in which these features overflow"):
+        best_places([torch.ones(1, 3)], [target], [(8, 8)], CODE, "float16")
 
 
 def test_whole_pixels_are_read_where_the_published_code_indexes() -> None:

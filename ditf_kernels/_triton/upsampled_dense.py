@@ -6,7 +6,7 @@ nearest   a program owns some pixels of one source cell. It walks the target cel
           reach the score that its pixels have by then. The pixels of those are scored, a tile at a time.
 
 The bound and its proof are those of ``reference/upsampled_dense.py``. What depends on one image alone, O(pixels), comes
-from there too, in plain PyTorch; the launcher waits for the GPU once, to learn how many target cells there are.
+from there too, in plain PyTorch; the launcher waits for the GPU to learn how many target cells there are.
 """
 
 from __future__ import annotations

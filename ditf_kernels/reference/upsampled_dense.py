@@ -147,7 +147,7 @@ def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
 class _Row(NamedTuple):
     """A row of source cells: A cells of Y x X = P pixels each, the last ones repeated."""
 
-    coarse: Tensor  # (2, A, M) scaled dot products of the tokens above and below with the target's
+    coarse: Tensor  # (2, A, C, 4) scaled dot products of the tokens above and below with those of the target's cells
     right: Tensor  # (A,) int64, the cell to the right
     y_weight: Tensor  # (Y,)
     x_weight: Tensor  # (A, X)
@@ -189,12 +189,13 @@ def _search(
 def _coarse_rows(
     query: Tensor, key: Tensor, source: SourcePixels, cells: TargetCells
 ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-    """Per row of source cells: its number, the dot products (2, w, M) and the projections, 4 times (2, w, C)."""
+    """Per row of source cells: its number, the dot products (2, w, C, 4) and the projections, 4 times (2, w, C)."""
     h, w = source.grid
     key = key.to(torch.float32)
     for first, last in blocks(h, w * len(key) // 4, query.device):  # rows of tokens, and the one below
         tokens = query[first * w : min(last + 1, h) * w].to(torch.float32) * source.scale
         dots = (tokens @ key.T).nan_to_num_(0.0, 0.0, 0.0).unflatten(0, (-1, w))  # (rows + 1, w, M)
+        dots = dots.flatten(0, 1).index_select(1, cells.corner.T.flatten()).view(*dots.shape[:2], -1, 4)
         projected = _projections(dots, cells)
         for number in range(first, last):
             both = [number - first, min(number + 1, h - 1) - first]
@@ -204,8 +205,8 @@ def _coarse_rows(
 def _projections(dots: Tensor, cells: TargetCells) -> list[Tensor]:
     """kappa L^-1 m of each source token and target cell, (rows, w, C) four times."""
     z: list[Tensor] = []
-    for own, corner, inverse in zip(cells.factor, cells.corner, cells.inverse_length, strict=True):
-        part = dots[..., corner] * (inverse * cells.kappa)  # L z = kappa m, from the first row of L down
+    for own, dot, inverse in zip(cells.factor, dots.unbind(-1), cells.inverse_length, strict=True):
+        part = dot * (inverse * cells.kappa)  # L z = kappa m, from the first row of L down
         for known, before in zip(own, z, strict=False):
             part -= known * before
         z.append(part.mul_(own[-1]))
@@ -280,14 +281,13 @@ def _score_pairs(row: _Row, cells: TargetCells, a: Tensor, p: Tensor, c: Tensor)
 
 def _score_some(row: _Row, cells: TargetCells, a: Tensor, p: Tensor, c: Tensor) -> None:
     columns = row.x_weight.shape[1]
-    beside = torch.stack([a, row.right[a]])[:, None]  # (2, 1, K)
-    dots = row.coarse[:, beside, cells.corner[:, c]]  # (2, 2, 4, K): source above / below, left / right; target's four
-    dots = _mix(dots[0], dots[1], row.y_weight[p // columns])  # (2, 4, K)
-    dots = _mix(dots[0], dots[1], row.x_weight[a, p % columns])[..., None]  # (4, K, 1)
-    weight = cells.weight[c]  # (K, 4, S)
-    scores = dots[0] * weight[:, 0]  # (K, S)
+    dots = row.coarse[:, torch.stack([a, row.right[a]]), c]  # (2, 2, K, 4): source above / below, left / right
+    dots = _mix(dots[0], dots[1], row.y_weight[p // columns, None])  # (2, K, 4)
+    dots = _mix(dots[0], dots[1], row.x_weight[a, p % columns, None])[..., None]  # (K, 4, 1)
+    weight = cells.weight.index_select(0, c)  # (K, 4, S)
+    scores = dots[:, 0] * weight[:, 0]  # (K, S)
     for j in (1, 2, 3):
-        scores += dots[j] * weight[:, j]
+        scores += dots[:, j] * weight[:, j]
     if cells.blocked:
         scores.masked_fill_(cells.raster[c] == NOWHERE, -torch.inf)
     value = scores.amax(1)  # (K,)

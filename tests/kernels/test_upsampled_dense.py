@@ -103,10 +103,21 @@ def test_all_geometries(grid, size):
 
 @pytest.mark.verify
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kernel_on_half_precision_and_many_slots(dtype):
+def test_kernel_on_half_precision(dtype):
     call = (torch.randn(4, 70).to(dtype), (2, 2), (3, 15), torch.randn(2, 70).to(dtype), (1, 2), (9, 20))
     assert_exact(upsampled_nearest(*call, backend="verify"), call)
     upsampled_nearest(call[0].float(), *call[1:], backend="verify")
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize(
+    ("query_grid", "query_size", "key_grid", "key_size"),
+    [((2, 2), (14, 15), (7, 7), (10, 11)), ((2, 3), (3, 4), (2, 2), (16, 17))],
+)
+def test_kernel_on_more_than_one_tile_of_pixels_cells_and_slots(query_grid, query_size, key_grid, key_size):
+    query, key = related_maps(query_grid)[0], related_maps(key_grid)[1]
+    call = (query, query_grid, query_size, key, key_grid, key_size)
+    assert_exact(upsampled_nearest(*call, backend="verify"), call)
 
 
 @pytest.mark.verify
@@ -161,8 +172,8 @@ def test_bounds_are_never_below_a_score():
             bound = dense._form_weights(row) @ dense._quadratic_forms(projected, right)  # (A, P, C)
             d, b = y_weight[:, None], row.x_weight[:, None]
             weights = torch.stack([(1 - d) * (1 - b), (1 - d) * b, d * (1 - b), d * b], -1).flatten(1, 2)  # (A, P, 4)
-            tokens = torch.stack([coarse[0], coarse[0][right], coarse[1], coarse[1][right]], 1).double()  # (A, 4, M)
-            dots = (weights.double() @ tokens)[..., cells.corner.T]  # (A, P, C, 4)
+            tokens = torch.stack([coarse[0], coarse[0][right], coarse[1], coarse[1][right]], 1).double()  # (A, 4, C, 4)
+            dots = torch.einsum("api,aicj->apcj", weights.double(), tokens)
             scores = torch.einsum("apcj,cjs->apcs", dots, cells.weight.double()).amax(-1)
             lengths = source.lengths[source.y.member[number, 0], 0]
             assert (bound.double().sqrt() - scores).min() > -1e-5 * lengths
@@ -260,6 +271,8 @@ def test_planes_and_strides(backend):
 def test_scores_are_differentiable():
     query, key = torch.randn(4, 6, requires_grad=True), torch.randn(6, 6, requires_grad=True)
     call = ((2, 2), (3, 5)), ((2, 3), (4, 7))
+    with torch.inference_mode():  # what this leaves behind for such sizes is no hindrance
+        upsampled_nearest(query, *call[0], key, *call[1])
     xy, score = upsampled_nearest(query, *call[0], key, *call[1])
     own, found = torch.arange(15), (xy[..., 1] * 7 + xy[..., 0]).flatten()
     exact = reference.chosen_score(query, key, (call[0][0], call[1][0]), (call[0][1], call[1][1]), own, found)

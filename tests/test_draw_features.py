@@ -36,6 +36,20 @@ def test_colours_are_the_joint_principal_components_by_the_definition(channels):
     np.testing.assert_allclose(np.concatenate([one.reshape(-1, 3) for one in found]), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.8, 1.0])  # 1: eigenvalues all alike, where iterating does not converge
+def test_many_channels_give_the_same_components_as_the_full_decomposition(decay):
+    random = np.random.default_rng(0)
+    scales = np.maximum(decay ** np.arange(520), 1e-3)
+    tokens = random.normal(size=(560, 520)) * scales @ np.linalg.qr(random.normal(size=(520, 520)))[0]
+    centred = tokens - tokens.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    axes *= np.sign(axes[np.arange(3), np.abs(axes).argmax(1)])[:, None]
+    projected = centred @ axes.T
+    low, high = np.percentile(projected, (1, 99), axis=0)
+    found = pca_colors([torch.from_numpy(tokens).T.reshape(520, 20, 28)])[0].reshape(-1, 3)
+    np.testing.assert_allclose(found, np.clip((projected - low) / (high - low), 0, 1), atol=1e-6)
+
+
 def test_the_colours_of_a_map_depend_on_its_company_and_not_on_the_order():
     first, second = random_maps()
     np.testing.assert_allclose(pca_colors([first, second])[0], pca_colors([second, first])[1], atol=1e-9)

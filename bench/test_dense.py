@@ -139,7 +139,7 @@ def test_ours(benchmark, kind: str) -> None:
 
 def pruned(source: Tensor, target: Tensor) -> dict[str, Any]:
     pruning = Pruning()
-    prune_and_match(source, target, None, None, None, [*GRID], [*SIZE], [*GRID], [*SIZE], pruning)
+    prune_and_match(source, target, None, None, None, None, [*GRID], [*SIZE], [*GRID], [*SIZE], pruning)
     return {"pruned": pruning.share, "note": f"{pruning.share:.2%} of pixel x cell pairs pruned"}
 
 

@@ -115,8 +115,9 @@ def _nearest_pixels(
 ) -> tuple[Tensor, Tensor]:
     """(H, W, 2) int64 pixels of the target image, (-1, -1) for none, and scores (H, W)."""
     xy, score = upsampled_nearest(
-        src.tokens, src.grid, src.extent, tgt.tokens, tgt.grid, tgt.extent, mask=on_canvas(tgt, inside), backend=backend
-    )
+        src.tokens, src.grid, src.extent, tgt.tokens, tgt.grid, tgt.extent,
+        query_mask=on_canvas(src, None), mask=on_canvas(tgt, inside), backend=backend,
+    )  # fmt: skip
     (x, y), (height, width) = src.offset, src.image_size
     xy, score = xy[y : y + height, x : x + width], score[y : y + height, x : x + width]
     return torch.where(xy < 0, xy, xy - torch.tensor(tgt.offset, device=xy.device)), score.contiguous()

@@ -43,6 +43,7 @@ def upsampled_nearest(
     *,
     query_planes: Tensor | None = None,
     key_planes: Tensor | None = None,
+    query_mask: Tensor | None = None,
     mask: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,7 @@ def upsampled_nearest(
         key: (hk*wk, D) target features.
         key_grid, key_size: (hk, wk), and (Hk, Wk) of the target image.
         query_planes, key_planes: (5, h, w) of :func:`upsampled_planes` of either side, to save their computation.
+        query_mask: (Hq, Wq) bool, False where no answer is wanted (and no time spent); None: everywhere.
         mask: (Hk, Wk) bool, True where a target pixel may be chosen; None: everywhere.
         backend: "auto", "triton", "torch" or "verify"; None: what ``use_backend`` or the environment says.
 
@@ -65,8 +67,8 @@ def upsampled_nearest(
         score: (Hq, Wq) float32 in [-1, 1]. Zero vectors, and pixels of either side where the neighbours cancel,
         |F(p)|^2 <= 2^-10 (sum_i w_i |f_i|)^2, have similarity 0 with everything.
 
-        A source pixel on which a token that is not finite has weight, or without a pixel to choose, gets (-1, -1) and
-        NaN. Target pixels on which such a token has weight are never chosen.
+        A source pixel on which a token that is not finite has weight, without a pixel to choose, or outside
+        ``query_mask`` gets (-1, -1) and NaN. Target pixels on which such a token has weight are never chosen.
 
     Raises:
         ValueError: an argument that does not fit.
@@ -78,13 +80,14 @@ def upsampled_nearest(
     _check_side("key", key, key_planes, grids[1], key.device)
     if query.shape[1] != key.shape[1]:
         raise ValueError(f"query: got {query.shape[1]} channels, expected {key.shape[1]}, as key has")
-    if mask is not None:
-        if mask.shape != sizes[1] or mask.dtype != torch.bool:
-            raise ValueError(f"mask: got {tuple(mask.shape)} {mask.dtype}, expected {sizes[1]} bool")
-        _check_device("mask", mask, key.device)
+    for name, given, size in (("query_mask", query_mask, sizes[0]), ("mask", mask, sizes[1])):
+        if given is not None:
+            if given.shape != size or given.dtype != torch.bool:
+                raise ValueError(f"{name}: got {tuple(given.shape)} {given.dtype}, expected {size} bool")
+            _check_device(name, given, key.device)
     query_flat, key_flat = (None if planes is None else planes.flatten(1) for planes in (query_planes, key_planes))
-    flat = None if mask is None else mask.flatten()
-    args = (query, key, query_flat, key_flat, flat, [*grids[0]], [*sizes[0]], [*grids[1]], [*sizes[1]])
+    flat, query_wanted = (None if given is None else given.flatten() for given in (mask, query_mask))
+    args = (query, key, query_flat, key_flat, query_wanted, flat, [*grids[0]], [*sizes[0]], [*grids[1]], [*sizes[1]])
     if takes_gradient("upsampled_nearest", backend, query, key, query_planes, key_planes):
         return reference.upsampled_nearest(*args)
     return _nearest(*args, backend)
@@ -115,7 +118,7 @@ def _check_device(name: str, t: Tensor, device: torch.device) -> None:
 
 
 def _fake(
-    query, key, query_planes, key_planes, mask, query_grid, query_size, key_grid, key_size, backend
+    query, key, query_planes, key_planes, query_mask, mask, query_grid, query_size, key_grid, key_size, backend
 ) -> tuple[Tensor, Tensor]:
     height, width = query_size
     return query.new_empty((height, width, 2), dtype=torch.int64), query.new_empty((height, width), dtype=torch.float32)
@@ -125,7 +128,7 @@ def _compare(inputs, kernel: tuple[Tensor, Tensor], twin: tuple[Tensor, Tensor])
     """Scores directly; pixels by what the kernel's choice scores against the twin's, in float64."""
     (xy, score), (twin_xy, twin_score) = kernel, twin
     _backend.check_close("upsampled_nearest", "score", score, twin_score)
-    query, key, _, _, mask, query_grid, query_size, key_grid, key_size = inputs
+    query, key, _, _, _, mask, query_grid, query_size, key_grid, key_size = inputs
     own = (xy != twin_xy).any(-1).flatten().nonzero()[:, 0]
     if len(own) == 0:
         return
@@ -150,7 +153,9 @@ def _check_pixels(xy: Tensor, mask: Tensor | None, size: Sequence[int]) -> None:
         )
 
 
-def _limit(query, key, query_planes, key_planes, mask, query_grid, query_size, key_grid, key_size) -> str | None:
+def _limit(
+    query, key, query_planes, key_planes, query_mask, mask, query_grid, query_size, key_grid, key_size
+) -> str | None:
     for height, width in (query_size, key_size):
         if height * width > PIXELS:
             return f"an image of {height} x {width} pixels has more than {PIXELS}"
@@ -158,8 +163,9 @@ def _limit(query, key, query_planes, key_planes, mask, query_grid, query_size, k
 
 
 _nearest = define(
-    "upsampled_nearest(Tensor query, Tensor key, Tensor? query_planes, Tensor? key_planes, Tensor? mask, "
-    "SymInt[] query_grid, SymInt[] query_size, SymInt[] key_grid, SymInt[] key_size, str? backend) -> (Tensor, Tensor)",
+    "upsampled_nearest(Tensor query, Tensor key, Tensor? query_planes, Tensor? key_planes, Tensor? query_mask, "
+    "Tensor? mask, SymInt[] query_grid, SymInt[] query_size, SymInt[] key_grid, SymInt[] key_size, str? backend) "
+    "-> (Tensor, Tensor)",
     twin=reference.upsampled_nearest,
     kernel="upsampled_dense.nearest",
     fake=_fake,

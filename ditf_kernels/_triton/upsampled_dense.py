@@ -259,6 +259,7 @@ def nearest(
     key: Tensor,
     query_planes: Tensor | None,
     key_planes: Tensor | None,
+    query_mask: Tensor | None,
     mask: Tensor | None,
     query_grid: list[int],
     query_size: list[int],
@@ -268,7 +269,7 @@ def nearest(
     """The op ``upsampled_nearest``, on tensors Triton can reach."""
     query_planes = planes(query, query_grid) if query_planes is None else query_planes
     key_planes = planes(key, key_grid) if key_planes is None else key_planes
-    source = source_pixels(query_planes, (query_grid[0], query_grid[1]), (query_size[0], query_size[1]))
+    source = source_pixels(query_planes, query_mask, (query_grid[0], query_grid[1]), (query_size[0], query_size[1]))
     cells = target_cells(key_planes, mask, (key_grid[0], key_grid[1]), (key_size[0], key_size[1]))
     best = torch.full_like(source.inverse, -torch.inf)
     found = torch.full_like(source.inverse, NOWHERE.value, dtype=torch.int32)

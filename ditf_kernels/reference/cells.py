@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .upsampled import axis_taps, upsampled_inverse_norm
 
-__all__ = ["NOWHERE", "CellAxis", "TargetCells", "cell_axis", "target_cells", "token_lengths"]
+__all__ = ["NOWHERE", "CellAxis", "TargetCells", "cell_axis", "first_allowed", "target_cells", "token_lengths"]
 
 Size = tuple[int, int]
 
@@ -72,7 +72,7 @@ def target_cells(planes: Tensor, mask: Tensor | None, grid: Size, size: Size) ->
     h, w = grid
     y, x = (cell_axis(n, length, planes.device) for n, length in zip(grid, size, strict=True))
     inverse = upsampled_inverse_norm(planes.unflatten(1, grid), size)[y.first[:, None], x.first]  # (Py, Px)
-    index = _first_allowed(mask, y, x, size).masked_fill(inverse.isnan(), NOWHERE)
+    index = first_allowed(mask, y, x, size).masked_fill(inverse.isnan(), NOWHERE)
     rows, columns = y.member.T[:, None, :, None], x.member.T[None, :, None, :]  # (Y, 1, h, 1), (1, X, 1, w)
     index, inverse = index[rows, columns], inverse[rows, columns].nan_to_num(0.0)  # (Y, X, h, w)
     inside = (y.counts > 0)[:, None] & (x.counts > 0)
@@ -98,7 +98,7 @@ def target_cells(planes: Tensor, mask: Tensor | None, grid: Size, size: Size) ->
     return TargetCells(corner, inverse_length, factor, kappa, weight, index, bool((index == NOWHERE).any()))
 
 
-def _first_allowed(mask: Tensor | None, y: CellAxis, x: CellAxis, size: Size) -> Tensor:
+def first_allowed(mask: Tensor | None, y: CellAxis, x: CellAxis, size: Size) -> Tensor:
     """(Py, Px) raster index of the first pixel of each place that may be chosen, NOWHERE if there is none."""
     if mask is None:
         return y.first[:, None] * size[1] + x.first

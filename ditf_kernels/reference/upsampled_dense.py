@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cells import NOWHERE, CellAxis, TargetCells, cell_axis, target_cells, token_lengths
+from .cells import NOWHERE, CellAxis, TargetCells, cell_axis, first_allowed, target_cells, token_lengths
 from .rows import NORM_FLOOR, blocks
 from .upsampled import CANCELLED, axis_taps, upsampled_inverse_norm, upsampled_planes
 
@@ -67,6 +67,7 @@ def upsampled_nearest(
     key: Tensor,
     query_planes: Tensor | None,
     key_planes: Tensor | None,
+    query_mask: Tensor | None,
     mask: Tensor | None,
     query_grid: list[int],
     query_size: list[int],
@@ -79,20 +80,21 @@ def upsampled_nearest(
         query: (hq*wq, D).
         key: (hk*wk, D).
         query_planes, key_planes: (5, hq*wq), (5, hk*wk) of :func:`upsampled_planes`, or None.
+        query_mask: (Hq*Wq,) bool, False where no answer is wanted, or None.
         mask: (Hk*Wk,) bool, True where a pixel may be chosen, or None.
         query_grid, query_size, key_grid, key_size: (h, w), (H, W) of either side.
 
     Returns:
         xy (Hq, Wq, 2) int64 and score (Hq, Wq) float32 in [-1, 1]; the lowest raster index among equal scores; (-1, -1)
-        and NaN where the source pixel is not finite or no pixel may be chosen.
+        and NaN where the source pixel is not finite or not wanted, or no pixel may be chosen.
     """
     return prune_and_match(
-        query, key, query_planes, key_planes, mask, query_grid, query_size, key_grid, key_size, Pruning()
+        query, key, query_planes, key_planes, query_mask, mask, query_grid, query_size, key_grid, key_size, Pruning()
     )
 
 
 def prune_and_match(
-    query, key, query_planes, key_planes, mask, query_grid, query_size, key_grid, key_size, pruning: Pruning
+    query, key, query_planes, key_planes, query_mask, mask, query_grid, query_size, key_grid, key_size, pruning: Pruning
 ) -> tuple[Tensor, Tensor]:
     """:func:`upsampled_nearest`, counting into ``pruning``."""
     grids: tuple[Size, Size] = ((query_grid[0], query_grid[1]), (key_grid[0], key_grid[1]))
@@ -100,7 +102,7 @@ def prune_and_match(
     query_planes = upsampled_planes(query, grids[0]) if query_planes is None else query_planes
     key_planes = upsampled_planes(key, grids[1]) if key_planes is None else key_planes
     with torch.no_grad():
-        source = source_pixels(query_planes, grids[0], sizes[0])
+        source = source_pixels(query_planes, query_mask, grids[0], sizes[0])
         cells = target_cells(key_planes, mask, grids[1], sizes[1])
         best, index = _search(query, key, source, cells, pruning)
     index, score = answers(best, index, source, cells)
@@ -120,21 +122,26 @@ class SourcePixels(NamedTuple):
     y: CellAxis
     x: CellAxis
     scale: Tensor  # a power of two that makes the longest token at most 1
-    inverse: Tensor  # (Py, Px): 1 / length, of the unscaled features; 0 where they cancel, NaN where not finite
+    inverse: (
+        Tensor  # (Py, Px): 1 / length of the unscaled features; 0 where they cancel, NaN where not finite or wanted
+    )
     lengths: Tensor  # (Py, Px): lambda, of the scaled
+    wanted: Tensor | None  # (H, W) bool
 
 
-def source_pixels(planes: Tensor, grid: Size, size: Size) -> SourcePixels:
-    """From the planes (5, h*w) alone."""
+def source_pixels(planes: Tensor, mask: Tensor | None, grid: Size, size: Size) -> SourcePixels:
+    """From the planes (5, h*w) alone; mask (H*W,) is False where no answer is wanted."""
     y, x = (cell_axis(n, length, planes.device) for n, length in zip(grid, size, strict=True))
     planes = planes.unflatten(1, grid)
     inverse = upsampled_inverse_norm(planes, size)[y.first[:, None], x.first]
+    if mask is not None:
+        inverse = inverse.masked_fill(first_allowed(mask, y, x, size) == NOWHERE, torch.nan)
     lengths = token_lengths(planes)
     scale = torch.exp2(-torch.ceil(torch.log2(lengths.amax().clamp_min(1e-18))))
     lengths = lengths * scale
     lengths = _mix(lengths[:, x.low], lengths[:, (x.low + 1).clamp_max(grid[1] - 1)], x.weight)
     lengths = _mix(lengths[y.low], lengths[(y.low + 1).clamp_max(grid[0] - 1)], y.weight[:, None])
-    return SourcePixels(grid, y, x, scale, inverse, lengths)
+    return SourcePixels(grid, y, x, scale, inverse, lengths, None if mask is None else mask.view(size))
 
 
 def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
@@ -313,7 +320,10 @@ def answers(best: Tensor, index: Tensor, source: SourcePixels, cells: TargetCell
     none = source.inverse.isnan() | (index == NOWHERE)
     index, score = index.masked_fill(none, -1), score.masked_fill(none, torch.nan)
     places = source.y.place_of[:, None], source.x.place_of
-    return index[places], score[places]
+    index, score = index[places], score[places]
+    if source.wanted is not None:  # pixels of the border share their place with others
+        index, score = index.masked_fill(~source.wanted, -1), score.masked_fill(~source.wanted, torch.nan)
+    return index, score
 
 
 def _differentiable(query, key, query_planes, key_planes, grids, sizes, index: Tensor) -> Tensor:

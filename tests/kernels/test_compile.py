@@ -48,7 +48,10 @@ def test_registration_passes_the_checks_of_torch_library(asked):
         (OPS.upsampled_planes.default, (key, [2, 3], asked)),
         (OPS.upsampled_argmax.default, (query, key, planes, mask, [0, 3], [2, 3], [9, 11], asked)),
         (OPS.upsampled_argmax.default, (query, key, None, None, [0, 3], [2, 3], [9, 11], asked)),
-        (OPS.upsampled_nearest.default, (query, key, None, planes, mask[:20], [1, 3], [1, 2], [2, 3], [4, 5], asked)),
+        (
+            OPS.upsampled_nearest.default,
+            (query, key, None, planes, mask[:2], mask[:20], [1, 3], [1, 2], [2, 3], [4, 5], asked),
+        ),
     ):
         torch.library.opcheck(op, arguments)
 

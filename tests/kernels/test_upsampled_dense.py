@@ -148,7 +148,7 @@ def test_most_cells_of_related_maps_are_pruned_and_the_answer_is_exact():
     grid, size = (12, 14), (40, 45)
     query, key = related_maps(grid)
     pruning = Pruning()
-    found = prune_and_match(query, key, None, None, None, grid, size, grid, size, pruning)
+    found = prune_and_match(query, key, None, None, None, None, grid, size, grid, size, pruning)
     assert pruning.share > 0.8
     assert_exact(found, (query, grid, size, key, grid, size))
 
@@ -163,7 +163,7 @@ def test_bounds_are_never_below_a_score():
         key[7] = -key[6] * 1.02  # nearly cancels
         key[3] *= 50
         planes = [upsampled_planes(t, grid).flatten(1) for t in (query, key)]
-        source = dense.source_pixels(planes[0], grid, size)
+        source = dense.source_pixels(planes[0], None, grid, size)
         cells = dense.target_cells(planes[1], None, grid, size)
         for number, coarse, projected in dense._coarse_rows(query, key, source, cells):
             right = torch.arange(grid[1]).add(1).clamp_max(grid[1] - 1)
@@ -245,6 +245,18 @@ def test_no_pixel_to_choose_gives_none(backend):
         assert score.isnan().all()
 
 
+@both_backends
+def test_pixels_that_are_not_wanted_get_no_answer_and_the_others_theirs(backend):
+    call = (torch.randn(6, 8), (2, 3), (5, 9), torch.randn(4, 8), (2, 2), (6, 5))
+    wanted = torch.rand(5, 9) < 0.4
+    whole = upsampled_nearest(*call, backend=backend)
+    xy, score = upsampled_nearest(*call, query_mask=wanted, backend=backend)
+    assert torch.equal(xy[wanted], whole[0][wanted])
+    assert torch.equal(score[wanted], whole[1][wanted])
+    assert (xy[~wanted] == -1).all()
+    assert score[~wanted].isnan().all()
+
+
 def test_negative_scores_prune_nothing_that_wins():
     query, key = torch.rand(9, 5) + 0.1, -torch.rand(12, 5) - 0.1
     call = (query, (3, 3), (10, 11), key, (3, 4), (9, 13))
@@ -295,6 +307,7 @@ def test_scores_are_differentiable():
         ({"query_size": 6}, r"query_size: got 6, expected two integers"),
         ({"mask": torch.ones(9, 9, dtype=torch.bool)}, r"mask: got \(9, 9\) torch.bool, expected \(9, 11\) bool"),
         ({"mask": torch.ones(9, 11)}, r"mask: got \(9, 11\) torch.float32, expected \(9, 11\) bool"),
+        ({"query_mask": torch.ones(3, 4, dtype=torch.bool)}, r"query_mask: got \(3, 4\) torch.bool, expected \(3, 3\)"),
         ({"key_planes": torch.ones(5, 6)}, r"key_planes: got \(5, 6\) torch.float32, expected \(5, 2, 3\) float32"),
     ],
 )

@@ -187,6 +187,14 @@ def test_dense_matches_are_drawn_warped_and_exported(here, capsys):
     assert Image.open(here / "d.png").width > 700
 
 
+def test_dense_matches_of_every_pixel_are_those_of_the_library(here, capsys):
+    found = document(capsys, "--dense", "--resolution", "image", "--warped", "w.png")
+    features = [Oracle().one(load_image(here / name)) for name in ("a.png", "b.png")]
+    assert found["resolution"] == "image"
+    assert found["grid"] == list(SOURCE_SIZE)
+    assert found["target"] == ditf.match_dense(*features, resolution="image").target.reshape(-1, 2).tolist()
+
+
 def test_dense_matches_that_do_not_lead_back_are_none_with_cycle(here, capsys):
     everything = document(capsys, "--dense")
     kept = document(capsys, "--dense", "--cycle", "--out", "d.png")
@@ -240,6 +248,7 @@ def test_an_export_with_a_homography_marks_its_inliers(here, capsys):
         (["--homography", "--warped", "w.gif"], ["--warped", "w.gif"]),
         (["--homography", "--warped", "a.png"], ["one of the two"]),
         (["--dense", "--point", "1,2"], ["--point", "--dense"]),
+        (["--resolution", "image"], ["--resolution", "--dense"]),
         (["--dense", "--topk", "2"], ["--topk", "--dense"]),
         (["--dense", "--refine", "soft"], ["--refine", "--dense"]),
         (["--topk", "0"], ["topk"]),

@@ -29,6 +29,7 @@ _GEOMETRY, _FILES = "Matching and geometry", "Files for other programs"
 
 Refine = Literal["argmax", "soft", "window-soft"]
 Keypoints = Literal["distinctive", "mutual", "grid", "sift"]
+Resolution = Literal["tokens", "image"]
 
 
 def command(
@@ -74,8 +75,16 @@ def command(
         typer.Option("--homography", help="What most matches agree with (MAGSAC).", rich_help_panel=_GEOMETRY),
     ] = False,
     dense: Annotated[
-        bool, typer.Option("--dense", help="Every token of A; --out draws the flow.", rich_help_panel=_GEOMETRY)
+        bool, typer.Option("--dense", help="All of A, not points; --out draws the flow.", rich_help_panel=_GEOMETRY)
     ] = False,
+    resolution: Annotated[
+        Resolution | None,
+        typer.Option(
+            help="Of --dense: every token of A, or every pixel, exactly (seconds on a CPU).",
+            show_default="tokens",
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = None,
     warped: Annotated[
         Path | None,
         typer.Option(
@@ -149,7 +158,7 @@ def command(
     )
     options.overrides()
     outputs = Outputs(out, warped, export_files or [], export_colmap, export_hloc)
-    asked = _Asked(chosen, keypoints, topk, refine, cycle, homography, dense, export_colmap or export_hloc)
+    asked = _Asked(chosen, keypoints, topk, refine, cycle, homography, dense, resolution, export_colmap or export_hloc)
     asked.check(warped)
     check_outputs(outputs, (source, target))
     clock = Clock()
@@ -191,6 +200,7 @@ class _Asked:
     cycle: bool
     homography: bool
     dense: bool
+    resolution: Resolution | None
     reconstruction: object
 
     @property
@@ -214,7 +224,9 @@ class _Asked:
             "--refine": self.refine != "argmax",
         }
         for name in (name for name, given in others.items() if given and self.dense):
-            raise InputError(f"{name}: does not go with --dense, which matches every token once; leave one out")
+            raise InputError(f"{name}: does not go with --dense, which matches all of A once; leave one out")
+        if self.resolution and not self.dense:
+            raise InputError("--resolution: needs --dense; add it, or leave it out")
         if warped is not None and not (self.homography or self.dense):
             raise InputError("--warped: needs --homography or --dense, which say how; add one")
         if self.homography or self.kind == "sift":
@@ -269,7 +281,7 @@ def _matched(
     source, target = features
     dense, dropped, found = None, None, None
     if asked.dense:
-        dense, matches = _dense(source, target, asked.cycle)
+        dense, matches = _dense(source, target, asked.resolution or "tokens", asked.cycle)
     elif asked.kind == "mutual" and not asked.points and asked.topk == 1 and asked.refine == "argmax":
         matches = mutual_matches(source, target)
     else:
@@ -295,12 +307,12 @@ def _keypoints(kind: Keypoints, features: tuple[FeatureMap, FeatureMap], image: 
     return sift_points(image, _SIFT) if kind == "sift" else token_centres(features[0])
 
 
-def _dense(source: FeatureMap, target: FeatureMap, cycle: bool) -> tuple[DenseMatches, Matches]:
-    """Every token of the source, and the same as points; with ``cycle``, none where the match does not lead back."""
+def _dense(source: FeatureMap, target: FeatureMap, resolution: Resolution, cycle: bool) -> tuple[DenseMatches, Matches]:
+    """Every token or pixel of the source, and the same as points; with ``cycle``, none where it does not lead back."""
     from ..dense import match_dense
     from ..types import Matches
 
-    dense = match_dense(source, target)
+    dense = match_dense(source, target, resolution=resolution, mutual=cycle)
     if cycle and dense.cycle_error is not None:
         astray = ~(dense.cycle_error <= _CYCLE_SHARE * max(source.image_size))  # NaN compares False
         lost = dense.target.masked_fill(astray[..., None], -1.0), dense.score.masked_fill(astray, math.nan)

@@ -179,7 +179,8 @@ def document(
     if result.dropped is not None:
         found["dropped"] = result.dropped
     if result.dense is not None:
-        found["grid"] = list(features[0].grid)
+        found["resolution"] = result.dense.resolution
+        found["grid"] = list(result.dense.target.shape[:2])
     if result.homography is not None:
         found["homography"] = result.homography.to_dict()
     if warped is not None:

@@ -479,7 +479,8 @@ class Tracks:
         return int(self.points.shape[0])
 
     def __repr__(self) -> str:
-        return f"Tracks({self.points.shape[1]} points, {len(self)} frames, {float(self.visible.float().mean()):.0%} visible)"
+        seen = float(self.visible.float().mean())
+        return f"Tracks({self.points.shape[1]} points, {len(self)} frames, {seen:.0%} visible)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists under the keys ``points``, ``visible``, ``score``: per frame, per point."""

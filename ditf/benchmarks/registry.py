@@ -11,24 +11,23 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InputError
-from .pairs import PairSet
-from .protocols import Protocol
 
 __all__ = ["BENCHMARKS", "Benchmark", "benchmark_of_folder", "find_benchmark"]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set of labelled pairs. Its module has ``SPLITS``, ``protocols``, ``read``, ``check`` and ``root_of``.
+    """A data set. Its module has ``SPLITS``, ``protocols``, ``read``, ``check`` and ``root_of``.
 
     Attributes:
         name: on the command line, and of its module.
         title, source, licence: as a result names them.
         folder: what its archive unpacks to.
         protocol: by default.
+        kind: "pairs" of points; "planes" and "video" are read into what their modules say, by protocols of theirs.
     """
 
     name: str
@@ -37,6 +36,7 @@ class Benchmark:
     licence: str
     folder: str
     protocol: str
+    kind: Literal["pairs", "planes", "video"] = "pairs"
 
     @property
     def about(self) -> dict[str, str]:
@@ -47,11 +47,11 @@ class Benchmark:
         return self._module.SPLITS
 
     @property
-    def protocols(self) -> Mapping[str, Protocol]:
+    def protocols(self) -> Mapping[str, Any]:
         return self._module.protocols
 
-    def read(self, folder: Path, split: str, protocol: Protocol) -> PairSet:
-        """The pairs of a split; see the module."""
+    def read(self, folder: Path, split: str, protocol: Any) -> Any:
+        """A split: a :class:`ditf.benchmarks.pairs.PairSet` where ``kind`` is "pairs"; see the module."""
         return self._module.read(_folder(folder), split, protocol)
 
     def check(self, folder: Path) -> list[str]:
@@ -106,6 +106,15 @@ BENCHMARKS = {
             "no licence is stated; for research",
             "PF-dataset",
             "hpf",
+        ),
+        Benchmark(
+            "hpatches",
+            "HPatches",
+            "https://github.com/hpatches/hpatches-dataset (Balntas et al., arXiv 1704.05939)",
+            "as its repository says; the images belong to their owners",
+            "hpatches-sequences-release",
+            "ditf",
+            "planes",
         ),
     )
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import common
+from . import common, eval_hpatches
 from .common import Clock, ModelOptions
 from .eval_output import bars, introduce, show_comparison, show_result
 
@@ -173,7 +173,7 @@ def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) ->
 def _register() -> None:
     from ..benchmarks.registry import BENCHMARKS
 
-    for benchmark in BENCHMARKS.values():
+    for benchmark in (b for b in BENCHMARKS.values() if b.kind == "pairs"):
         app.command(
             benchmark.name,
             help=f"{benchmark.title}: points of one image found in another, scored in all five published averages.\n\n"
@@ -184,6 +184,8 @@ def _register() -> None:
 
 
 _register()
+for _other in (eval_hpatches,):
+    app.command(_other.NAME, epilog=_other.EXAMPLE)(_other.command)
 
 
 @app.command("compare", epilog="Example:  ditf eval compare a.json b.json")
@@ -223,7 +225,7 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
     protocol = find_protocol(benchmark.protocols, wish.protocol, benchmark.name)
     if wish.ablate is not None and not set(wish.ablate.split(",")) <= set(AXES):
         raise InputError.of("--ablate", wish.ablate, f"one or more of {', '.join(AXES)}, joined by commas")
-    _check_out(wish.out)
+    check_out(wish.out)
     captions = _captions(wish.captions)
     with clock.stage("read"):
         pairs = benchmark.read(wish.data, wish.split, protocol)
@@ -232,7 +234,7 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
     limit = None if wish.store_gb <= 0 else int(wish.store_gb * 1e9)
     store = FeatureStore(wish.store or work / "features", limit=limit)
     if not wish.json:
-        introduce(benchmark, protocol, len(pairs.pairs))
+        introduce(benchmark, protocol, f"{len(pairs.pairs)} pairs")
     with clock.stage("model"):
         fx = options.load(wish.verbose)
         methods, unavailable = _methods(fx, protocol, wish, captions)
@@ -248,7 +250,7 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
     files = save_result(document, wish.out)
     with clock.stage("pictures"):
         files += _pictures(evaluation, wish.out)
-    _write_sidecar(wish.out, started, clock)
+    write_sidecar(wish.out, started, clock)
     if wish.json:
         common.print_json(document)
     else:
@@ -257,7 +259,7 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         raise typer.Exit(1)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Before the first forward.
 
     Raises:
@@ -325,7 +327,7 @@ def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluati
     return card
 
 
-def _write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
+def write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
     from ..types import write_atomically
 
     about = {

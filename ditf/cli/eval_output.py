@@ -11,16 +11,16 @@ from . import common
 from .common import Clock
 
 if TYPE_CHECKING:
-    from ..benchmarks.protocols import Protocol
     from ..benchmarks.registry import Benchmark
 
 
-def introduce(benchmark: Benchmark, protocol: Protocol, pairs: int) -> None:
+def introduce(benchmark: Benchmark, protocol: Any, amount: str) -> None:
+    """Before the work: ``protocol`` has a name and says what it is about."""
     console = common.errors_console()
     console.print(f"{benchmark.title}: {benchmark.source}", soft_wrap=True)
     console.print(f"licence: {benchmark.licence}", soft_wrap=True, style="dim")
     console.print(f"protocol {protocol.name}: {protocol.about}", soft_wrap=True)
-    console.print(f"{pairs} pairs to score", soft_wrap=True)
+    console.print(f"{amount} to score", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -74,11 +74,20 @@ def show_result(document: dict[str, Any], files: list[Path], clock: Clock, work:
     _print_published(document, output)
     for name, why in document["card"]["unavailable"].items():
         output.print(f"not available: {name} ({why})", soft_wrap=True, style="yellow")
+    print_problems(document)
+    print_files(files, clock, work)
+
+
+def print_problems(document: dict[str, Any]) -> None:
     console = common.errors_console()
     for kind, found in document["problems"].items():
         console.print(
             f"{kind}: {found['count']}, first {', '.join(found['first'][:3])}", soft_wrap=True, style="yellow"
         )
+
+
+def print_files(files: list[Path], clock: Clock, work: Path) -> None:
+    output = common.output_console()
     for path in files:
         output.print(f"wrote {path}", soft_wrap=True)
     output.print(f"features and unfinished work are in {work}; it may be deleted", soft_wrap=True, style="dim")

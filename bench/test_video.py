@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ditf import FeatureExtractor, FeatureMap
 from ditf.benchmarks import tracking
-from ditf.benchmarks.propagation import HELD_OUT, LENGTH, SIZES, TINY, propagation_table, table_lines
+from ditf.benchmarks.propagation import HELD_OUT, LENGTH, SIZES, propagation_table, table_lines
 from ditf.video import iter_labels, iter_tracks
 
 CHANNELS = 3072 if GPU else 768
@@ -148,7 +148,7 @@ def test_tracking(benchmark, mode: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_j_and_f(capsys: pytest.CaptureFixture[str], size: int) -> None:
-    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=size)
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", size=size)
     rows = propagation_table(extractor)
     with capsys.disabled():
         print(f"\n{len(HELD_OUT)} held-out clips of {LENGTH} frames, 120 x 160 px, seen at {size} px")
@@ -160,7 +160,7 @@ def test_j_and_f(capsys: pytest.CaptureFixture[str], size: int) -> None:
 
 
 def test_points_found(capsys: pytest.CaptureFixture[str]) -> None:
-    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=160)
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", size=160)
     rows = tracking.tracking_table(extractor)
     with capsys.disabled():
         print(f"\n{tracking.POINTS} points in each of {len(HELD_OUT)} held-out clips of {LENGTH} frames, 120 x 160 px")

@@ -28,6 +28,7 @@ CODE = "DiTF reference code (github.com/ganchaofan0000/DiTF, November 2025)"
 PAPER = "arXiv 2505.18584"
 DEFAULT = "ditf default, untuned"
 MEASURED = "ditf-tiny card"
+TRACKED = "J&F on the tuning clips of ditf.benchmarks.propagation"
 
 _FORMAT, _VERSION = "ditf preset", 1
 
@@ -164,7 +165,7 @@ def _generic(num_blocks: int, share: float) -> Preset:
 def _sources(config: ExtractConfig, who: str, **others: str) -> dict[str, str]:
     names = [f.name for f in dataclasses.fields(config)]
     unpublished = {"seed", "activation", "condition", "shared_noise", "multiple", "topk_per_token", "site"}
-    return {name: others.get(name, who) for name in names if name not in unpublished}
+    return {name: others.get(name, who) for name in names if name in others or name not in unpublished}
 
 
 def _preset(who: str, values: dict[str, Any], **others: str) -> Preset:
@@ -178,12 +179,16 @@ _FLUX_CODE = {
 }  # fmt: skip
 
 _FLUX_TEMPORAL = {
-    "block": 24, "timestep": 90, "size": 960, "resize": "shortest", "ensemble": 1, "latent": "sample",
-    "discard": "none", "guidance": 3.5, "prompt": "a photo of a image",
+    "block": 24, "timestep": 90, "size": 960, "resize": "shortest", "rounding": "floor", "multiple": 32,
+    "ensemble": 1, "latent": "sample", "discard": "none", "guidance": 3.5, "prompt": "a photo of a image",
 }  # fmt: skip
 
 _TINY = {
     "block": 5, "timestep": 200, "size": 96, "ensemble": 4, "discard": (91,),
+}  # fmt: skip
+
+_TINY_TEMPORAL = {
+    "block": 3, "timestep": 100, "size": 240, "ensemble": 1, "discard": "none",
 }  # fmt: skip
 
 _CAPTIONS = f"{PAPER}; the reference code reads one long caption per image instead"
@@ -193,7 +198,8 @@ _KNOWN: dict[tuple[str, str, str], Preset] = {
     ("flux.1-dev", "semantic", "ditf-paper"): _preset(
         CODE, {**_FLUX_CODE, "size": 960}, size=f"{PAPER}, appendix, as quoted by a third-party audit", prompt=PAPER
     ),
-    ("flux.1-dev", "temporal", "ditf-code"): _preset(CODE, _FLUX_TEMPORAL, discard=DEFAULT),
+    ("flux.1-dev", "temporal", "ditf-code"): _preset(CODE, _FLUX_TEMPORAL, discard=DEFAULT, multiple=CODE),
     ("flux.1-dev", "geometric", "ditf-code"): _preset(DEFAULT, _FLUX_CODE, discard=CODE, guidance=CODE, latent=CODE),
-    **{("ditf-tiny", task, "ditf-code"): _preset(MEASURED, _TINY) for task in TASKS},
+    **{("ditf-tiny", task, "ditf-code"): _preset(MEASURED, _TINY) for task in ("semantic", "geometric")},
+    ("ditf-tiny", "temporal", "ditf-code"): _preset(TRACKED, _TINY_TEMPORAL),
 }

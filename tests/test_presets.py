@@ -34,6 +34,7 @@ def test_the_temporal_preset_is_that_of_the_video_evaluation() -> None:
     c = find_preset("black-forest-labs/FLUX.1-dev", "temporal", num_blocks=57).config
     assert (c.block, c.timestep, c.size, c.resize, c.ensemble) == (24, 90, 960, "shortest", 1)
     assert c.prompt == "a photo of a image"
+    assert (c.multiple, c.rounding) == (32, "floor")  # 854 x 480 becomes 1696 x 960
 
 
 @pytest.mark.parametrize("task", TASKS)

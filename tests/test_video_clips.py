@@ -8,7 +8,7 @@ import torch
 
 from ditf import FeatureExtractor, FeatureMap, InputError
 from ditf.benchmarks.clips import make_clip, oracle_features, true_tracks
-from ditf.benchmarks.propagation import HELD_OUT, PATCHES, TINY, TUNING, propagation_table, table_lines
+from ditf.benchmarks.propagation import HELD_OUT, PATCHES, TUNING, propagation_table, table_lines
 from ditf.benchmarks.rivals import patch_tokens
 from ditf.benchmarks.tracking import tracking_table
 
@@ -60,7 +60,7 @@ def test_oracle_features_tell_places_apart() -> None:
 
 
 def test_features_of_ditf_tiny_carry_a_mask_ten_points_further_than_copying_it() -> None:
-    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=96)
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", size=96)
     rows = propagation_table(extractor, HELD_OUT[:1], length=12, patches=(9,))
     scores = {row.method: row.j_and_f for row in rows}
     assert list(scores) == ["first mask copied", "pixel patches, 9 px", "ditf-tiny", "oracle", "ceiling"]

@@ -4,8 +4,8 @@
 
 Rows: the first mask copied; pixel patches, at the best of several sizes; ditf-tiny; features that know where on its
 thing each pixel lies ("oracle"); and the true masks brought to the token grid and back ("ceiling"). All go through the
-same propagation, with the published constants. The settings of ditf-tiny were chosen on the clips of ``TUNING``; the
-tables are of ``HELD_OUT``, which nothing was chosen on.
+same propagation, with the published constants. The temporal preset of ditf-tiny was chosen on the clips of ``TUNING``;
+the tables are of ``HELD_OUT``, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from .clips import Clip, ClipFrame, make_clip, oracle_features
 from .jf import score_video
 from .rivals import patch_tokens
 
-__all__ = ["HELD_OUT", "SIZES", "TINY", "TUNING", "Row", "main", "propagation_table", "table_lines"]
+__all__ = ["HELD_OUT", "SIZES", "TUNING", "Row", "main", "propagation_table", "table_lines"]
 
 TUNING = (100, 101)
 HELD_OUT = (10, 11, 12)
 LENGTH = 16  # frames
 PATCHES = (5, 9, 17)  # pixels, of the frame as the model sees it
 STRIDE = 4  # pixels per token of ditf-tiny
-TINY: dict[str, Any] = {"block": 3, "timestep": 100, "ensemble": 1, "discard": "none"}
 SIZES = 160, 240  # pixels of the longer side, for the model and for the patches
 
 Featurizer = Callable[[ClipFrame], FeatureMap]
@@ -52,7 +51,7 @@ def propagation_table(
     """One row per method, see above.
 
     Args:
-        extractor: a :class:`ditf.FeatureExtractor` of 4 pixels per token: ditf-tiny at ``TINY``.
+        extractor: a :class:`ditf.FeatureExtractor` of 4 pixels per token: ditf-tiny.
         seeds: of the clips.
         length: frames of each.
         patches: sides of the patches in pixels, odd; the best is reported.
@@ -108,7 +107,7 @@ def main() -> None:
     """Print the tables of the held-out clips, one per size of frames."""
     from ..extractor import FeatureExtractor
 
-    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY)
+    extractor = FeatureExtractor.from_pretrained("ditf-tiny", task="temporal")
     for size in SIZES:
         rows = propagation_table(extractor.replace(size=size))
         print(f"{len(HELD_OUT)} held-out clips of {LENGTH} frames, 120 x 160 px, seen at {size} px")

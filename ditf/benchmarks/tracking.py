@@ -19,7 +19,7 @@ import numpy as np
 from ..types import FeatureMap
 from ..video import track_points
 from .clips import ClipFrame, make_clip, oracle_features, true_tracks
-from .propagation import HELD_OUT, LENGTH, PATCHES, STRIDE, TINY
+from .propagation import HELD_OUT, LENGTH, PATCHES, STRIDE
 from .rivals import patch_tokens
 
 __all__ = ["TrackRow", "main", "table_lines", "tracking_table"]
@@ -112,7 +112,7 @@ def main() -> None:
     """Print the table of the held-out clips."""
     from ..extractor import FeatureExtractor
 
-    rows = tracking_table(FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", **TINY, size=160))
+    rows = tracking_table(FeatureExtractor.from_pretrained("ditf-tiny", task="temporal", size=160))
     print(f"{POINTS} points in each of {len(HELD_OUT)} held-out clips of {LENGTH} frames, 120 x 160 px")
     print("\n".join(table_lines(rows)))
 

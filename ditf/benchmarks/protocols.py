@@ -110,8 +110,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "hpf",
-            "hpf, CATs, SD4Match: errors and box stretched to a square, mean over pairs; the place is the best pixel of "
-            "the image, not their own soft-argmax",
+            "hpf, CATs, SD4Match: errors and box stretched to a square, mean over pairs; the place is the best pixel "
+            "of the image, not their own soft-argmax",
             resize="stretch", size=768, lookup="exact", arithmetic="float32", compare=(768, 768),
             length="compare box", headline="image_micro",
         ),

@@ -35,9 +35,21 @@ def result(seed: int, chance: float, method: str = "ours") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_interval_is_that_of_draws_written_out() -> None:
+def alike(document: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Pairs of one target image succeed or fail together."""
+    random = np.random.default_rng(seed)
+    good = {(c, str(t)): random.random() < 0.6 for c in "abc" for t in range(10)}
+    for pair in document["pairs"]:
+        pair["correct"]["ours"]["0.1"] = pair["points"] if good[pair["category"], pair["target"]] else 0
+    return document
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_interval_is_that_of_draws_written_out(together) -> None:
     """Target images drawn with replacement within their category, every average computed pair by pair."""
     first, second = result(0, 0.5), result(1, 0.6)
+    if together:
+        first, second = alike(first, 3), alike(second, 4)
     found = compare(first, second)["averages"]
     random, differences = np.random.default_rng(5), []
     pairs = list(zip(first["pairs"], second["pairs"], strict=True))
@@ -62,6 +74,17 @@ def test_the_interval_is_that_of_draws_written_out() -> None:
     assert np.abs([one["low"] for one in found.values()] - low).max() < 0.15 * width.max()
     assert np.abs([one["high"] for one in found.values()] - high).max() < 0.15 * width.max()
     assert all(one["low"] < one["difference"] < one["high"] for one in found.values())
+
+
+def test_pairs_of_one_image_that_fail_together_widen_the_interval() -> None:
+    """As if there were 30 images and not 120 pairs."""
+    first, second = alike(result(0, 0.5), 3), alike(result(1, 0.6), 4)
+    images = compare(first, second)["averages"]["image_micro"]
+    for document in (first, second):
+        for i, pair in enumerate(document["pairs"]):
+            pair["target"] = str(i)
+    pairs = compare(first, second)["averages"]["image_micro"]
+    assert images["high"] - images["low"] > 1.5 * (pairs["high"] - pairs["low"])
 
 
 def test_a_result_against_itself_differs_by_nothing() -> None:

@@ -300,7 +300,8 @@ def test_the_matches_are_those_of_the_published_protocol_written_out(pairs, tmp_
 
 
 def test_float16_differs_from_float32_where_features_share_a_direction(pairs, tmp_path) -> None:
-    """Real features are alike: their cosines are near 1, where float16 cannot tell neighbours apart."""
+    """Real features are alike: their cosines are near 1, where float16 cannot tell neighbours apart. One folder holds
+    the work of both."""
 
     class Alike(Oracle):
         def extract(self, picture):
@@ -309,7 +310,7 @@ def test_float16_differs_from_float32_where_features_share_a_direction(pairs, tm
             return [(self, features)]
 
     exact, half = (
-        evaluate([Alike(SPAIR_SHIFTS)], pairs, CODE, folder=tmp_path / dtype, dtype=dtype).found["oracle"]
+        evaluate([Alike(SPAIR_SHIFTS)], pairs, CODE, folder=tmp_path / "one", dtype=dtype).found["oracle"]
         for dtype in ("float32", "float16")
     )
     apart = [np.abs(a.predicted - b.predicted).max() for a, b in zip(exact, half, strict=True)]

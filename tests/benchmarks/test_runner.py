@@ -63,6 +63,8 @@ def killed_at(kind, kill_at, work):
     work()
     os._exit(0)
 
+import ditf
+ditf.FeatureExtractor.from_pretrained("ditf-tiny", device="cpu").backbone.transformer  # its imports, once for all
 for arguments, kill_at in {runs!r}:
     print(killed_at(ModelMethod, kill_at, lambda: main(arguments)))
 pairs = spair.read(Path({spair!r}), "test", PROTOCOLS["ditf-code"])

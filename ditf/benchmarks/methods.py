@@ -80,9 +80,10 @@ class Follower(Method, Interface):
 
 def key_of(method: Method, picture: Picture) -> str:
     """Name of a picture's features in a store."""
-    return digest(
-        {"image": picture.info.digest, "method": method.about(), "picture": method.about_picture(picture), "version": 1}
-    )
+    from .. import __version__
+
+    about = {"image": picture.info.digest, "method": method.about(), "picture": method.about_picture(picture)}
+    return digest({**about, "ditf": __version__})
 
 
 class ModelMethod:

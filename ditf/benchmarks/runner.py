@@ -69,6 +69,12 @@ def evaluate(
         InputError: methods of one name, nothing left to score.
         ModelError: features that are not finite.
         StoreError: the folder cannot be written.
+
+    Example:
+        >>> protocol = PROTOCOLS["ditf-code"]
+        >>> pairs = spair.read(Path("SPair-71k"), "test", protocol)
+        >>> evaluation = evaluate([ModelMethod("ours", fx, protocol)], pairs, protocol, folder="work")
+        >>> result_document(evaluation, pairs, find_benchmark("spair").about, card={})["methods"][0]["pck"]
     """
     names = [method.name for method in methods]
     if len(set(names)) != len(names) or IDENTITY in names:

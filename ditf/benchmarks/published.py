@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ABLATION", "PUBLISHED", "Row", "rows_for"]
+__all__ = ["ABLATION", "DAVIS", "PUBLISHED", "Row", "VideoRow", "rows_for", "video_rows_for"]
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,44 @@ ABLATION = {"raw": 29.9, "AdaLN": 65.3, "AdaLN + discard": 67.1}
 def rows_for(benchmark: str, split: str) -> list[Row]:
     """Published rows of a split, by threshold as they are listed."""
     return [row for row in PUBLISHED.get(benchmark, []) if row.split == split]
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """J&F, J and F of DAVIS 2017 in percent, means over objects; None where no source gives it.
+
+    Attributes:
+        note: whose propagation, where it is not the source's own.
+    """
+
+    method: str
+    split: str
+    j_and_f: float
+    j: float | None
+    f: float | None
+    source: str
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method, "split": self.split, "j_and_f": self.j_and_f, "j": self.j, "f": self.f,
+            "source": self.source, "note": self.note,
+        }  # fmt: skip
+
+
+def _dino(backbone: str, j_and_f: float, j: float, f: float) -> VideoRow:
+    return VideoRow(f"DINO {backbone}", "val", j_and_f, j, f, "DINO (arXiv 2104.14294), table 5", "protocol dino")
+
+
+DAVIS = [
+    _dino("ViT-S/16", 61.8, 60.2, 63.4),
+    _dino("ViT-B/16", 62.3, 60.7, 63.9),
+    _dino("ViT-S/8", 69.9, 66.6, 73.1),
+    _dino("ViT-B/8", 71.4, 67.9, 74.9),
+    VideoRow("CRW", "val", 67.6, 64.6, 70.6, "CRW, README", "20 last frames, all of the first frame seen"),
+]
+
+
+def video_rows_for(split: str) -> list[VideoRow]:
+    """Published rows of a split of DAVIS 2017."""
+    return [row for row in DAVIS if row.split == split]

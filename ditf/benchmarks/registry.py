@@ -50,9 +50,9 @@ class Benchmark:
     def protocols(self) -> Mapping[str, Any]:
         return self._module.protocols
 
-    def read(self, folder: Path, split: str, protocol: Any) -> Any:
+    def read(self, folder: Path, split: str, protocol: Any, **options: Any) -> Any:
         """A split: a :class:`ditf.benchmarks.pairs.PairSet` where ``kind`` is "pairs"; see the module."""
-        return self._module.read(_folder(folder), split, protocol)
+        return self._module.read(_folder(folder), split, protocol, **options)
 
     def check(self, folder: Path) -> list[str]:
         """What the folder lacks, one sentence each."""
@@ -115,6 +115,15 @@ BENCHMARKS = {
             "hpatches-sequences-release",
             "ditf",
             "planes",
+        ),
+        Benchmark(
+            "davis",
+            "DAVIS-2017",
+            "https://davischallenge.org (Pont-Tuset et al., arXiv 1704.00675)",
+            "as its site says; for research",
+            "DAVIS",
+            "ditf",
+            "video",
         ),
     )
 }

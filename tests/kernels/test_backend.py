@@ -27,6 +27,7 @@ from ditf_kernels import (
     propagate_topk,
     upsampled_argmax,
     upsampled_argmax_batch,
+    upsampled_nearest,
     upsampled_planes,
     use_backend,
 )
@@ -53,6 +54,9 @@ CALLS = {
     "upsampled_planes": lambda **keywords: upsampled_planes(torch.randn(6, 16), (2, 3), **keywords),
     "upsampled_argmax": lambda **keywords: upsampled_argmax(
         torch.randn(2, 16), torch.randn(6, 16), (2, 3), (9, 11), **keywords
+    ),
+    "upsampled_nearest": lambda **keywords: upsampled_nearest(
+        torch.randn(6, 16), (2, 3), (5, 6), torch.randn(6, 16), (2, 3), (9, 11), **keywords
     ),
 }
 
@@ -155,6 +159,7 @@ def spoil(monkeypatch, op, change):
         "propagate_topk": ("propagate", "propagate_topk"),
         "upsampled_planes": ("upsampled", "planes"),
         "upsampled_argmax": ("upsampled", "argmax"),
+        "upsampled_nearest": ("upsampled_dense", "nearest"),
     }[op]
     kernels = importlib.import_module(f"ditf_kernels._triton.{module}")
     launch = getattr(kernels, name)
@@ -201,6 +206,9 @@ def nudged(t, by):
         ("upsampled_argmax", lambda out: (out[0], nudged(out[1], -1e-3)), r"upsampled_argmax: score, shape \(2,\)"),
         ("upsampled_argmax", lambda out: ((out[0] + 4) % 9, out[1]), r"upsampled_argmax: score at the chosen pixel"),
         ("upsampled_argmax", lambda out: (out[0] - 100, out[1]), r"upsampled_argmax: xy, .* outside"),
+        ("upsampled_nearest", lambda out: (out[0], nudged(out[1], -1e-3)), r"upsampled_nearest: score, shape \(5, 6\)"),
+        ("upsampled_nearest", lambda out: ((out[0] + 4) % 9, out[1]), r"upsampled_nearest: score at the chosen pixel"),
+        ("upsampled_nearest", lambda out: (out[0] - 100, out[1]), r"upsampled_nearest: xy, .* outside"),
     ],
 )
 def test_a_fault_in_a_kernel_is_found(monkeypatch, counts, op, change, message):
@@ -229,6 +237,8 @@ def test_a_fault_in_a_kernel_is_found(monkeypatch, counts, op, change, message):
         ("upsampled_planes", "upsampled", "_planes_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_coarse_kernel", {"D": 8}),
         ("upsampled_argmax", "upsampled", "_argmax_kernel", {"BLOCK_Y": 1}),  # a quarter of the rows
+        ("upsampled_nearest", "upsampled_dense", "_coarse_kernel", {"D": 8}),
+        ("upsampled_nearest", "upsampled_dense", "_nearest_kernel", {"BLOCK_PIXELS": 1}),
     ],
 )
 def test_a_kernel_that_leaves_out_data_is_found(monkeypatch, op, module, kernel, wrong):

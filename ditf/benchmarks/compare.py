@@ -62,6 +62,10 @@ def compare(
     for key in ("benchmark", "split"):
         if first[key] != second[key]:
             raise InputError(f"results: {key} {first[key]} and {second[key]}; give two results of one {key}")
+    if "averages" not in first:
+        raise InputError(
+            f"results: they are of {first['benchmark']}, expected a benchmark of labelled pairs, such as spair"
+        )
     names = [_method(document, name) for document, name in zip((first, second), methods, strict=True)]
     alpha = _alpha(first, second, alpha)
     pairs = [{pair["name"]: pair for pair in document["pairs"]} for document in (first, second)]

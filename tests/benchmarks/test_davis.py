@@ -247,7 +247,9 @@ def test_void_is_background_and_ids_that_come_later_do_not_count(tmp_path) -> No
     root = make_davis(tmp_path, {"half-plane": with_void})
     [one] = run(root, tmp_path / "work").scores[COPY]
     assert (one.object, one.j, one.f) == (1, 1, 1)
-    assert np.asarray(Image.open(tmp_path / "work/masks/oracle/half-plane/00000.png")).max() == 1
+    given = np.asarray(Image.open(tmp_path / "work/masks/oracle/half-plane/00000.png"))
+    assert given.max() == 1
+    assert not given[:8, :8].any()  # what was void is no part of the object
 
 
 def test_one_objects_recall_and_decay_are_its_own() -> None:

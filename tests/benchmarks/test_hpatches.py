@@ -571,3 +571,10 @@ def test_damaged_data_ends_with_exit_code_1_and_says_what(tmp_path, capsys) -> N
     bad = ["eval", "hpatches", "--data", str(root), "--out", str(tmp_path / "q.json"), "--keypoints", "nowhere"]
     assert main(bad) == 2
     assert "--keypoints" in capsys.readouterr().err
+
+
+def test_results_of_planes_are_refused_by_the_comparison_of_labelled_pairs(tmp_path, capsys) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"ditf result": 1, "benchmark": "hpatches", "split": "all"}))
+    assert main(["eval", "compare", str(path), str(path)]) == 2
+    assert "labelled pairs" in capsys.readouterr().err

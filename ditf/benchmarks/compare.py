@@ -62,7 +62,7 @@ def compare(
     for key in ("benchmark", "split"):
         if first[key] != second[key]:
             raise InputError(f"results: {key} {first[key]} and {second[key]}; give two results of one {key}")
-    if "averages" not in first:
+    if any("points" not in pair for document in (first, second) for pair in document.get("pairs", [{}])):
         raise InputError(
             f"results: they are of {first['benchmark']}, expected a benchmark of labelled pairs, such as spair"
         )

@@ -25,5 +25,6 @@ def test_the_document_is_what_the_checks_give():
 
 def test_a_failure_is_written_as_one():
     assert models_table._verdict(2e-5, 1e-5) == "FAILS (2.0e-05)"
-    assert models_table._verdict(3e-8, 1e-5) == "< 1e-7"
+    assert models_table._verdict(3e-8, 1e-5) == "< 1e-5"
+    assert models_table._verdict(3e-5, 1e-4) == "< 1e-4"
     assert models_table._verdict(9e-6, 1e-5) == "< 1e-5"

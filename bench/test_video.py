@@ -122,10 +122,10 @@ def test_both_ways_to_the_labels_agree() -> None:
 
 
 def test_no_affinity_is_formed() -> None:
-    """Memory of our row, a tenth of the affinity of all keys with all queries."""
+    """Memory of our row, label maps of all pixels included, a fifth of the affinity of all keys with all queries."""
     if not _peak or _peak[0] is None:
         pytest.skip("the row of ours has not been measured")
-    assert max(_peak) * 10 < FRAMES * CELLS * CELLS * 4 / 2**20
+    assert max(_peak) * 5 < FRAMES * CELLS * CELLS * 4 / 2**20
 
 
 @pytest.mark.parametrize("mode", ["direct", "chained", "window"])

@@ -38,6 +38,7 @@ from .extractor import FeatureExtractor, TappedImage
 from .massive import calibrated_channels
 from .matching import match_points
 from .presets import Preset, save_preset
+from .store import model_identity
 from .sweep_cases import Case, LabelledPair, Source, Target, labelled_sources, read_pairs, warped_sources
 from .types import ExtractConfig, write_atomically
 
@@ -429,7 +430,7 @@ class _Run:
     ) -> None:
         self.fx, self.plan, self.sources, self.units, self.progress = fx, plan, sources, units, progress
         fx.backbone.truncate_after(max(*plan.blocks, fx.config.block))
-        self._model = _identity(fx)
+        self._model = model_identity(fx)
         self._keys = {(t, source.key): self._key(t, source) for t in (None, *plan.timesteps) for source in sources}
 
     def unit(self, timestep: float | None, source: Source) -> _Unit:
@@ -557,21 +558,6 @@ def _rivals(source: Source) -> _Unit:
         ]
         columns.append(torch.stack([_relative(points, target) for points in predicted]))
     return _Unit(torch.cat(columns, 1), _target_of_points(case), {})
-
-
-def _identity(fx: FeatureExtractor) -> dict[str, Any]:
-    """Which model it is: its commit, or a sample of its weights, so that another of the same name is another."""
-    backbone = fx.backbone
-    about = {**backbone.card(), "fused": fx.fused}
-    if backbone.revision is not None and len(backbone.revision) == 40:
-        return about
-    digest = hashlib.sha256()
-    for name, weights in sorted(backbone.transformer.named_parameters()):
-        digest.update(f"{name}{tuple(weights.shape)}".encode())
-        if not weights.is_meta:
-            some = weights.detach().flatten()[:: max(1, weights.numel() // 64)]
-            digest.update(some.float().cpu().numpy().tobytes())
-    return {**about, "weights": digest.hexdigest()}
 
 
 def _result(run: _Run, *, labelled: bool, warps: int, seed: int) -> SweepResult:

@@ -51,10 +51,12 @@ class Found:
 
 
 def sides_of(pair: Pair) -> tuple[tuple[Path, str], tuple[Path, str]]:
+    """Path and prompt of the source image and of the target image."""
     return (pair.source, pair.source_prompt), (pair.target, pair.target_prompt)
 
 
 def found_at(predicted: np.ndarray, score: np.ndarray, framed: Framed, protocol: Protocol) -> Found:
+    """What was predicted in the frame that points are compared in, (K, 2) and (K,), with its errors there."""
     return Found(predicted, score, errors_in_frame(predicted, framed, protocol))
 
 

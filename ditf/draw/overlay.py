@@ -25,6 +25,8 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Tag:
+    """A short text beside a point, in canvas pixels."""
+
     at: tuple[float, float]
     text: str
     color: Color
@@ -32,6 +34,8 @@ class Tag:
 
 @dataclass(frozen=True)
 class LineStyle:
+    """How strongly matches are drawn: sizes in canvas pixels, ``line_alpha`` in 0..255."""
+
     radius: float
     line: float
     line_alpha: int

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ditf import FeatureExtractor, FeatureMap, InputError, StoreError
+from ditf.benchmarks.synthetic import random_checkpoint
 from ditf.store import FeatureStore, digest, model_identity
-from ditf.tiny.evaluate import random_checkpoint
 
 
 def features(seed: int = 0, rows: int = 6) -> FeatureMap:

@@ -22,6 +22,7 @@ import ditf
 from ditf import FeatureExtractor, FeatureMap, InputError, StoreError
 from ditf.benchmarks.pck import pck
 from ditf.benchmarks.rivals import identity
+from ditf.benchmarks.synthetic import random_checkpoint
 from ditf.cli import main
 from ditf.draw import draw_table, viridis
 from ditf.extractor import TappedImage
@@ -29,7 +30,6 @@ from ditf.massive import calibrated_channels
 from ditf.presets import load_preset
 from ditf.sweep import LabelledPair, _half_scores, sweep
 from ditf.sweep_cases import labelled_sources, read_pairs, warped_sources
-from ditf.tiny.evaluate import random_checkpoint
 from ditf.warps import apply_homography, warped_copy
 
 SIZE = 48

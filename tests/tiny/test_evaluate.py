@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ditf.benchmarks.synthetic import Network, Score, Setting, scene_cases, variants
 from ditf.tiny import card, evaluate
-from ditf.tiny.evaluate import Network, Score, Setting, scene_cases, variants
 
 
 def test_a_score_counts_points_and_resamples_pairs():
@@ -64,8 +64,8 @@ def test_a_small_report_holds_every_row_and_makes_a_card(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     small = {"semantic": Setting(5, 100, 1, 32), "geometric": Setting(5, 50, 1, 48)}
     monkeypatch.setattr(Setting, "of", small.__getitem__)
-    monkeypatch.setattr(evaluate, "_SCENE_SIDE", 32)
-    monkeypatch.setattr(evaluate, "_PHOTOGRAPH_SIDE", 96)
+    monkeypatch.setattr(evaluate, "SCENE_SIDE", 32)
+    monkeypatch.setattr(evaluate, "PHOTOGRAPH_SIDE", 96)
     numbers = evaluate.report(scenes=4, warps=1)
     for task in ("semantic", "photographs"):
         rows = numbers[task]["rows"]

@@ -48,7 +48,7 @@ class FeatureStore:
         if limit is not None and limit < 1:
             raise InputError.of("limit", limit, "a number of bytes of at least 1, or None")
         self.folder, self.limit = Path(folder), limit
-        self._kept: set[str] = set()
+        self._kept: dict[str, frozenset[str]] = {}  # by owner
         self._warned = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,13 @@ class FeatureStore:
         self._touch(key, path)
         self._make_room()
 
-    def keep(self, keys: Iterable[str]) -> None:
-        """These files, and only these, do not give way from now on."""
-        self._kept = set(keys)
+    def keep(self, keys: Iterable[str], owner: str = "") -> None:
+        """These files, and of this owner only these, do not give way from now on.
+
+        Args:
+            owner: who needs them; what one asks for does not release what another does.
+        """
+        self._kept[owner] = frozenset(keys)
         self._make_room()
 
     def _path(self, key: str) -> Path:
@@ -120,7 +124,8 @@ class FeatureStore:
         if self.limit is None:
             return
         excess = self.bytes - self.limit
-        for key in [key for key in self._files if key not in self._kept]:
+        kept = frozenset().union(*self._kept.values())
+        for key in [key for key in self._files if key not in kept]:
             if excess <= 0:
                 return
             excess -= self._files.pop(key)

@@ -88,6 +88,22 @@ def test_the_least_recently_used_give_way_and_those_kept_never_do(tmp_path) -> N
     assert store.bytes <= 3 * one.bytes
 
 
+def test_what_one_owner_keeps_is_not_released_by_another(tmp_path) -> None:
+    """Two rows of one run share a store: the second says what it needs after the first did."""
+    one = FeatureStore(tmp_path / "size")
+    one.put(key(0), features())
+    store = FeatureStore(tmp_path / "store", limit=2 * one.bytes)
+    store.keep([key(0)], owner="first row")
+    store.put(key(0), features(0))
+    store.keep([key(1)], owner="second row")
+    for seed in (1, 2):
+        store.put(key(seed), features(seed))
+    assert [key(seed) in store for seed in range(3)] == [True, True, False]
+    store.keep([], owner="first row")
+    store.put(key(3), features(3))
+    assert [key(seed) in store for seed in range(4)] == [False, True, False, True]
+
+
 def test_a_later_run_knows_what_was_used_last(tmp_path) -> None:
     first = FeatureStore(tmp_path)
     for seed in range(3):

@@ -73,7 +73,7 @@ class MapDescriber:
         return {**self.method.about(), "sampling": self.protocol.sampling, "device": self.method.device.type}
 
     def begin(self, pictures: Sequence[Picture]) -> None:
-        self.store.keep(key_of(self.method, picture) for picture in pictures)
+        self.store.keep((key_of(self.method, picture) for picture in pictures), owner=self.name)
         if not self._begun and isinstance(self.method, ModelMethod):
             self.method.prepare_texts(pictures[:1])  # one text for all
         self._begun = True

@@ -87,7 +87,7 @@ BENCHMARKS = {
             "AP-10K",
             "https://github.com/AlexTheBad/AP-10K (Yu et al., arXiv 2108.12617); pairs as GeoAware-SC makes them "
             "(arXiv 2311.17034)",
-            "as its repository says; the images belong to their owners",
+            "CC BY 4.0, as its repository says; the images belong to their owners",
             "ap-10k",
             "geoaware",
         ),

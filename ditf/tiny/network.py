@@ -16,7 +16,7 @@ from ..types import write_atomically
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-__all__ = ["TEXT_WIDTH", "build", "flow_loss", "load_weights", "save_checkpoint"]
+__all__ = ["TEXT_WIDTH", "build", "flow_inputs", "flow_loss", "load_weights", "patch_of", "save_checkpoint"]
 
 TEXT_WIDTH = 8
 """Width of the one text token, which is zero: the class wants one."""
@@ -26,7 +26,12 @@ _ZERO_AT_START = (".norm1.linear", ".norm1_context.linear", ".norm.linear", "nor
 
 
 def build(
-    width: int = 128, heads: int = 4, double_blocks: int = 2, single_blocks: int = 6, patch: int = 4
+    width: int = 128,
+    heads: int = 4,
+    double_blocks: int = 2,
+    single_blocks: int = 6,
+    patch: int = 4,
+    qk_norm: bool = True,
 ) -> FluxTransformer2DModel:
     """A network ready to train: every AdaLN and the output start at zero, which diffusers leaves to the caller.
 
@@ -50,6 +55,11 @@ def build(
         guidance_embeds=False,
         axes_dims_rope=_ROPE_AXES[width // heads],
     )
+    if not qk_norm:  # the class has no such option
+        for layer in model.modules():
+            for norm in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+                if getattr(layer, norm, None) is not None:
+                    setattr(layer, norm, nn.Identity())
     for name, layer in model.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
@@ -70,21 +80,29 @@ def flow_loss(model: FluxTransformer2DModel, pictures: Tensor, noise: Tensor, si
         pictures, noise: (B, 3, H, W), pictures in [-1, 1].
         sigma: (B,) noise level in [0, 1].
     """
+    patch = patch_of(model)
+    velocity = model(**flow_inputs(pictures, noise, sigma, patch), return_dict=False)[0]
+    return (velocity.float() - _patches(noise - pictures, patch)).square().mean()
+
+
+def flow_inputs(pictures: Tensor, noise: Tensor, sigma: Tensor, patch: int) -> dict[str, Tensor]:
+    """Arguments of the network's forward: pictures (B, 3, H, W), mixed with as much noise as sigma (B,) says."""
     batch, _, height, width = pictures.shape
-    patch = round((model.config["in_channels"] / 3) ** 0.5)
-    clean, dirt = _patches(pictures, patch), _patches(noise, patch)
-    level = sigma[:, None, None]
+    level = sigma[:, None, None, None]
     text = pictures.new_zeros(batch, 1, TEXT_WIDTH)
-    velocity = model(
-        hidden_states=level * dirt + (1 - level) * clean,
-        encoder_hidden_states=text,
-        pooled_projections=text[:, 0],
-        timestep=sigma,
-        img_ids=_positions(height // patch, width // patch).to(pictures.device),
-        txt_ids=torch.zeros(1, 3, device=pictures.device),
-        return_dict=False,
-    )[0]
-    return (velocity.float() - (dirt - clean)).square().mean()
+    return {
+        "hidden_states": _patches(level * noise + (1 - level) * pictures, patch),
+        "encoder_hidden_states": text,
+        "pooled_projections": text[:, 0],
+        "timestep": sigma,
+        "img_ids": _positions(height // patch, width // patch).to(pictures.device),
+        "txt_ids": torch.zeros(1, 3, device=pictures.device),
+    }
+
+
+def patch_of(model: FluxTransformer2DModel) -> int:
+    """Side of a token in pixels."""
+    return round((model.config["in_channels"] / 3) ** 0.5)
 
 
 def save_checkpoint(model: FluxTransformer2DModel, folder: Path, card: Mapping[str, Any]) -> None:
@@ -100,10 +118,9 @@ def save_checkpoint(model: FluxTransformer2DModel, folder: Path, card: Mapping[s
     for name, value in weights.items():
         if not bool(torch.isfinite(value).all()):
             raise DitfError(f"{name}: not finite in float16; the checkpoint in {folder} was left as it was")
-    patch = round((model.config["in_channels"] / 3) ** 0.5)
     files = {
         "config.json": model.to_json_string(),
-        "ditf.json": json.dumps({"kind": "pixel", "patch": patch}) + "\n",
+        "ditf.json": json.dumps({"kind": "pixel", "patch": patch_of(model)}) + "\n",
         "card.json": json.dumps(card, indent=1) + "\n",
     }
     for name, text in files.items():

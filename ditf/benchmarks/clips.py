@@ -1,9 +1,9 @@
 """Procedural video with known truth: things that move, turn and grow over a textured background.
 
-The things are the creatures and cars of ``ditf.tiny.scenes``, each with a texture of its own, cut out once and then
-placed in every frame by a similarity map; the background pans, the light changes and the camera adds noise. Every frame
-is drawn when it is asked for, the same for the same seed, so a clip may be as long as one likes. Masks are exact, and
-so is where on its thing each pixel lies.
+The things are of the kinds of ``ditf.tiny.kinds``, in a style of ``ditf.tiny.styles`` and each with a texture of its
+own. They are cut out once and then placed in every frame by a similarity map; the background pans, the light changes
+and the camera adds noise. Every frame is drawn when it is asked for, the same for the same seed, so a clip may be as
+long as one likes. Masks are exact, and so is where on its thing each pixel lies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
-from ..tiny.kinds import KINDS
+from ..tiny.kinds import ALL_KINDS, KINDS
+from ..tiny.styles import Flat, make_style
 from ..types import FeatureMap
 from ..video.masks import resized_nearest
 
@@ -121,13 +122,23 @@ class Clip:
         return np.stack([frame.mask for frame in self])
 
 
-def make_clip(seed: int, length: int = 24, *, size: tuple[int, int] = (120, 160), things: int = 2) -> Clip:
+def make_clip(
+    seed: int,
+    length: int = 24,
+    *,
+    size: tuple[int, int] = (120, 160),
+    things: int = 2,
+    kinds: Sequence[str] = tuple(KINDS),
+    style: str = "flat",
+) -> Clip:
     """A clip drawn from a seed: the same at every length.
 
     Args:
         length: frames, at least 2.
         size: (H, W) in pixels, at least 16.
         things: how many, 1 to 9; later ones before earlier ones.
+        kinds: names of ``ditf.tiny.kinds.ALL_KINDS`` to draw from; by default those that training sees.
+        style: of ``ditf.tiny.styles``, for things and background alike.
 
     Raises:
         InputError: a value outside its domain.
@@ -138,8 +149,12 @@ def make_clip(seed: int, length: int = 24, *, size: tuple[int, int] = (120, 160)
         raise InputError.of("size", size, "(H, W) of at least 16 pixels")
     if not 1 <= things <= 9:
         raise InputError.of("things", things, "1 to 9")
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
+    if unknown or not kinds:
+        raise InputError.of("kinds", tuple(kinds), f"some of {', '.join(ALL_KINDS)}")
     random = np.random.default_rng([seed, 7])
-    return Clip(seed, size, length, _things(random, size, things), _background(random, size))
+    on_things, behind = make_style(style, seed, 2.0), make_style(style, seed, 0.5)  # things are about half as large
+    return Clip(seed, size, length, _things(random, size, things, kinds, on_things), _background(random, size, behind))
 
 
 def oracle_features(frame: ClipFrame, grid: tuple[int, int], *, channels: int = 256, width: float = 2.0) -> FeatureMap:
@@ -194,16 +209,20 @@ def _placed(picture: Image.Image, to_picture: np.ndarray, size: tuple[int, int])
     return large.resize((size[1], size[0]), Image.Resampling.BOX)
 
 
-def _things(random: np.random.Generator, size: tuple[int, int], count: int) -> tuple[_Thing, ...]:
+def _things(
+    random: np.random.Generator, size: tuple[int, int], count: int, kinds: Sequence[str], style: Flat
+) -> tuple[_Thing, ...]:
     """Apart from each other in the first frame, most of the time, and all of them going round one way."""
     start, turning = random.uniform(0, 2 * math.pi), [-1, 1][int(random.integers(2))]
     phases = [start + 2 * math.pi * i / count for i in range(count)]
-    return tuple(_thing(random, size, phase, turning * random.uniform(0.07, 0.1)) for phase in phases)
+    return tuple(_thing(random, size, phase, turning * random.uniform(0.07, 0.1), kinds, style) for phase in phases)
 
 
-def _thing(random: np.random.Generator, size: tuple[int, int], phase: float, pace: float) -> _Thing:
+def _thing(
+    random: np.random.Generator, size: tuple[int, int], phase: float, pace: float, kinds: Sequence[str], style: Flat
+) -> _Thing:
     height, width = size
-    sprite = _cut_out(random, str(random.choice(list(KINDS))))
+    sprite = _cut_out(random, str(random.choice(list(kinds))), style)
     side = random.uniform(0.5, 0.62) * height
     centre = np.array([random.uniform(0.4, 0.6) * width, random.uniform(0.42, 0.58) * height])
     reach = np.array([random.uniform(0.2, 0.3) * width, random.uniform(0.18, 0.26) * height])
@@ -220,31 +239,32 @@ def _thing(random: np.random.Generator, size: tuple[int, int], phase: float, pac
     )
 
 
-def _cut_out(random: np.random.Generator, kind: str) -> Image.Image:
+def _cut_out(random: np.random.Generator, kind: str, style: Flat) -> Image.Image:
     """A textured thing on nothing, (192, 192) RGBA."""
-    parts = KINDS[kind](random).parts
+    parts = ALL_KINDS[kind](random).parts
     corners = np.concatenate([part.outline for part in parts])
     low, high = corners.min(0), corners.max(0)
     zoom, side = 0.96 / (high - low).max(), _SPRITE * 2
-    canvas = Image.new("RGBA", (side, side))
-    draw = ImageDraw.Draw(canvas)
+    canvas, mask = Image.new("RGB", (side, side)), Image.new("L", (side, side))
     for part in parts:
         outline = ((part.outline - (low + high) / 2) * zoom + 0.5) * side
-        colour = tuple(round(float(c) * 255) for c in np.clip(part.colour, 0, 1))
-        draw.polygon([(float(x), float(y)) for x, y in outline], fill=(*colour, 255))
+        style.part(canvas, outline + 0.5, part.colour, None)
+        ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in outline], fill=255)
+    canvas = style.finish(canvas)
+    canvas.putalpha(mask)
     pixels = np.asarray(canvas.resize((_SPRITE, _SPRITE), Image.Resampling.BOX)).astype(np.float32)
     pixels[..., :3] += 38 * _clouds(random, _SPRITE, 12)[..., None]
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def _background(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def _background(random: np.random.Generator, size: tuple[int, int], style: Flat) -> Image.Image:
     """Twice the frame's sides, RGBA: colours in clouds of two sizes."""
     side = 2 * max(size)
     base = random.uniform(60, 190, 3)
     layers = [sum(a * _clouds(random, side, n) for n, a in ((10, 28.0), (40, 22.0))) for _ in range(3)]
-    pixels = np.full((side, side, 4), 255.0)
-    pixels[..., :3] = base + np.stack(layers, -1)
-    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)).crop((0, 0, 2 * size[1], 2 * size[0]))
+    colours = np.rint((base + np.stack(layers, -1)).clip(0, 255)).astype(np.uint8)
+    canvas = style.finish(style.ground(Image.fromarray(colours))).convert("RGBA")
+    return canvas.crop((0, 0, 2 * size[1], 2 * size[0]))
 
 
 def _clouds(random: np.random.Generator, side: int, cells: int) -> np.ndarray:

@@ -21,10 +21,11 @@ class Flat:
 
     Args:
         random: of the style's own choices, such as where the light comes from.
+        scale: of pens and screens, for a canvas that is shown smaller or larger than a whole picture.
     """
 
-    def __init__(self, random: np.random.Generator) -> None:
-        self._random = random
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        self._random, self._scale = random, scale
 
     def ground(self, canvas: Image.Image) -> Image.Image:
         """The empty background in this style."""
@@ -57,8 +58,8 @@ class Flat:
 class _Shaded(Flat):
     """Every part is a little round and lit from one side; the instance throws a soft shadow."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        super().__init__(random)
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        super().__init__(random, scale)
         angle = random.uniform(-np.pi, 0)  # from above
         self._light = np.array([np.cos(angle), np.sin(angle)], np.float32)
         self._relief, self._shadow = random.uniform(0.15, 0.45), random.uniform(0.2, 0.6)
@@ -92,8 +93,8 @@ class _Shaded(Flat):
 class _Rough(_Shaded):
     """Lit, and nothing is plain: the grain of wood, wool or stone on every part and on the ground, and camera noise."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        super().__init__(random)
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        super().__init__(random, scale)
         self._field = _pink_noise(random)
         self._grain, self._noise = random.uniform(0.04, 0.12), random.uniform(0.005, 0.03)
         self._stretched: np.ndarray | None = None
@@ -121,11 +122,11 @@ class _Rough(_Shaded):
 class _Line(Flat):
     """Pen on paper: contours, and hardly any colour."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        super().__init__(random)
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        super().__init__(random, scale)
         self._paper = np.clip(random.uniform(0.86, 1.0) + random.normal(size=3) * 0.03, 0, 1)
         self._ink = random.uniform(0, 0.25, 3)
-        self._width, self._tint = random.uniform(0.008, 0.016), random.uniform(0.0, 0.3)
+        self._width, self._tint = random.uniform(0.008, 0.016) * scale, random.uniform(0.0, 0.3)
 
     def ground(self, canvas: Image.Image) -> Image.Image:
         paper = Image.new("RGB", canvas.size, tuple(_bytes(self._paper).tolist()))
@@ -140,9 +141,9 @@ class _Line(Flat):
 class _Halftone(Flat):
     """Printed in dots, each colour on a screen of its own angle."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        super().__init__(random)
-        self._angle, self._pitch = random.uniform(0, np.pi / 2), random.uniform(1 / 48, 1 / 32)
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        super().__init__(random, scale)
+        self._angle, self._pitch = random.uniform(0, np.pi / 2), random.uniform(1 / 48, 1 / 32) * scale
         self._ink = random.uniform(0.0, 0.15)
 
     def finish(self, canvas: Image.Image) -> Image.Image:
@@ -155,10 +156,10 @@ class _Halftone(Flat):
 class _Sketch(Flat):
     """Pencil: contours, and hatching where it is dark. No colour."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        super().__init__(random)
-        self._angle, self._pitch = random.uniform(0, np.pi), random.uniform(1 / 60, 1 / 40)
-        self._width, self._pencil = random.uniform(0.006, 0.012), random.uniform(0.1, 0.35)
+    def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
+        super().__init__(random, scale)
+        self._angle, self._pitch = random.uniform(0, np.pi), random.uniform(1 / 60, 1 / 40) * scale
+        self._width, self._pencil = random.uniform(0.006, 0.012) * scale, random.uniform(0.1, 0.35)
 
     def ground(self, canvas: Image.Image) -> Image.Image:
         return Image.blend(canvas, Image.new("RGB", canvas.size, (255, 255, 255)), 0.5)
@@ -185,8 +186,11 @@ HELD_OUT_STYLES: tuple[str, ...] = tuple(_HELD_OUT)
 """The styles that it never sees."""
 
 
-def make_style(name: str, seed: int = 0) -> Flat:
+def make_style(name: str, seed: int = 0, scale: float = 1.0) -> Flat:
     """A style with its own choices drawn from a seed.
+
+    Args:
+        scale: of pens and screens, for a canvas that is shown smaller or larger than a whole picture.
 
     Raises:
         InputError: an unknown style.
@@ -194,7 +198,7 @@ def make_style(name: str, seed: int = 0) -> Flat:
     known = _TRAINING | _HELD_OUT
     if name not in known:
         raise InputError.of("style", name, f"one of {', '.join(known)}")
-    return known[name](np.random.default_rng([seed, 5]))
+    return known[name](np.random.default_rng([seed, 5]), scale)
 
 
 def stretched_map(values: np.ndarray, side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from .results import FORMAT
 from .scores import AGGREGATES, aggregate
 
-__all__ = ["compare", "read_result"]
+__all__ = ["bootstrap", "compare", "read_result"]
 
 DRAWS = 2000
 _SEED = 0
@@ -82,7 +82,7 @@ def compare(
     ]
     values = [aggregate(categories, one, counts) for one in hits]
     targets = [pairs[0][name]["target"] for name in shared]
-    drawn = _bootstrap(categories, targets, hits, counts, draws)
+    drawn = bootstrap(categories, targets, hits, counts, draws)
     averages = {}
     for kind in AGGREGATES:
         difference = drawn[1][kind] - drawn[0][kind]
@@ -122,10 +122,10 @@ def _alpha(first: Mapping[str, Any], second: Mapping[str, Any], wanted: str | No
     return known[0] if wanted is None else wanted
 
 
-def _bootstrap(
+def bootstrap(
     categories: Sequence[str], targets: Sequence[str], hits: Sequence[np.ndarray], counts: np.ndarray, draws: int
 ) -> list[dict[str, np.ndarray]]:
-    """Per result: average -> (draws,) values, over the same draws."""
+    """Per result: average -> (draws,) values in percent, over the same draws of target images within their category."""
     random, names, images = np.random.default_rng(_SEED), np.asarray(categories), np.asarray(targets)
     sums = []  # per category (draws, 2 + 2 * results): pairs, points, then hits and shares of each result
     for category in sorted(set(categories)):

@@ -14,7 +14,7 @@ from ..matching import match_points
 from ..types import FeatureMap
 from .pck import distances
 
-__all__ = ["constant_shift", "identity", "patch_tokens", "pixel_patches"]
+__all__ = ["constant_shift", "identity", "patch_map", "patch_tokens", "pixel_patches"]
 
 
 def identity(points: Tensor, source_size: tuple[int, int], target_size: tuple[int, int]) -> Tensor:
@@ -45,11 +45,12 @@ def pixel_patches(source: Any, target: Any, points: Tensor, *, patch: int, side:
         side: both images are resized to this longest side first, as for the model they rival.
         stride: pixels between patches.
     """
-    maps = [_patches(image, patch, side, stride) for image in (source, target)]
+    maps = [patch_map(image, patch, side, stride) for image in (source, target)]
     return match_points(maps[0], maps[1], points).target
 
 
-def _patches(image: Any, patch: int, side: int, stride: int) -> FeatureMap:
+def patch_map(image: Any, patch: int, side: int, stride: int = 4) -> FeatureMap:
+    """The patches of one image as features; arguments as of :func:`pixel_patches`."""
     pil = load_image(image)
     scale = side / max(pil.size)
     grid = tuple(max(1, round(length * scale / stride)) for length in (pil.height, pil.width))

@@ -94,7 +94,7 @@ def _markdown(card: Mapping[str, Any], config: Mapping[str, Any], size: int) -> 
 
 
 def _verdict(numbers: Mapping[str, Any]) -> str:
-    ours = "adaln, top channel discarded"
+    ours = "adaln + discard"
     parts = []
     for task, what in (("semantic", "Parts across instances"), ("photographs", "Photographs under a known warp")):
         rows = numbers[task]["rows"]

@@ -50,7 +50,7 @@ def test_the_variants_are_those_of_the_extractor():
         "raw": {"normalization": "none", "discard": "none"},
         "layernorm": {"normalization": "layernorm", "discard": "none"},
         "adaln": {"discard": "none"},
-        "adaln, top channel discarded": {"discard": (91,)},
+        "adaln + discard": {"discard": (91,)},
     }
     assert made.keys() == options.keys()
     for name, option in options.items():
@@ -69,7 +69,7 @@ def test_a_small_report_holds_every_row_and_makes_a_card(tmp_path, monkeypatch):
     numbers = evaluate.report(scenes=4, warps=1)
     for task in ("semantic", "photographs"):
         rows = numbers[task]["rows"]
-        for name in ("raw", "layernorm", "adaln", "adaln, top channel discarded", "random network, adaln", "identity",
+        for name in ("raw", "layernorm", "adaln", "adaln + discard", "random network, adaln", "identity",
                      "best constant shift", "pixel patches 9 px", "pixel patches 25 px"):  # fmt: skip
             assert 0 <= rows[name]["pck@0.05"][0] <= rows[name]["pck@0.1"][0] <= 100
     assert numbers["photographs"]["mutual matches only"]["rows"].keys() > {"identity", "best constant shift"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +14,22 @@ from torch import Tensor
 from ...errors import InputError
 from ...tiny.scenes import scene_pair, warped_pair
 
-__all__ = ["PHOTOGRAPHS", "PHOTOGRAPH_SIDE", "SCENE_SIDE", "Case", "photograph_cases", "scene_cases"]
+__all__ = [
+    "PHOTOGRAPHS",
+    "PHOTOGRAPH_SIDE",
+    "SCENE_SIDE",
+    "VALIDATION_PHOTOGRAPHS",
+    "Case",
+    "photograph",
+    "photograph_cases",
+    "scene_cases",
+]
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
-PHOTOGRAPH_SIDE = 384
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "gravel", "rocket")
+"""Models are judged on these."""
+VALIDATION_PHOTOGRAPHS = ("grass", "ihc", "motorcycle_left", "retina")
+"""Settings are chosen on these."""
+PHOTOGRAPH_SIDE = 256
 SCENE_SIDE = 128
 
 
@@ -51,24 +65,57 @@ def scene_cases(count: int, first_seed: int, *, size: int = SCENE_SIDE, clutter:
     return cases
 
 
-def photograph_cases(warps: int, first_seed: int, *, side: int = PHOTOGRAPH_SIDE, grid: int = 14) -> list[Case]:
+def photograph_cases(
+    warps: int,
+    first_seed: int,
+    *,
+    side: int = PHOTOGRAPH_SIDE,
+    grid: int = 14,
+    names: Sequence[str] = PHOTOGRAPHS,
+) -> list[Case]:
     """Each photograph under ``warps`` random warps. The reference length is the larger side of the picture.
 
+    Args:
+        warps: copies of each photograph.
+        first_seed: of the warps.
+        side: longest side of the pictures in pixels.
+        grid: points along that side.
+        names: of scikit-image's pictures.
+
     Raises:
-        InputError: scikit-image is not installed.
+        InputError: scikit-image is not installed, or has no such picture.
     """
-    try:
-        from skimage import data
-    except ImportError:
-        raise InputError('photographs come with scikit-image; pip install "ditf[demo]"') from None
     cases = []
-    for number, name in enumerate(PHOTOGRAPHS):
-        photograph = Image.fromarray(getattr(data, name)()[..., :3])
-        photograph.thumbnail((side, side), Image.Resampling.LANCZOS)
+    for number, name in enumerate(names):
+        picture = photograph(name, side)
         for warp in range(warps):
             seed = first_seed + warps * number + warp
-            pair = warped_pair(np.array(photograph), rotation=None, scale=None, pivot=None, grid=grid, seed=seed)
+            pair = warped_pair(picture, rotation=None, scale=None, pivot=None, grid=grid, seed=seed)
             cases.append(
                 Case(pair.source, pair.target, pair.source_points, pair.target_points, float(side), pair.matrix)
             )
     return cases
+
+
+def photograph(name: str, side: int = PHOTOGRAPH_SIDE) -> np.ndarray:
+    """(H, W, 3) uint8: one of the pictures that lie in scikit-image's own package, shrunk; nothing is downloaded.
+
+    Args:
+        name: of the file, without its ending.
+        side: longest side in pixels at most.
+
+    Raises:
+        InputError: scikit-image is not installed, or has no such picture.
+    """
+    try:
+        import skimage.data
+    except ImportError:
+        raise InputError('photographs come with scikit-image; pip install "ditf[demo]"') from None
+    folder = Path(skimage.data.__file__).parent
+    found = [path for path in (folder / f"{name}.png", folder / f"{name}.jpg") if path.is_file()]
+    if not found:
+        raise InputError(f"photograph: {name} is not in {folder}; install scikit-image 0.25 or later")
+    with Image.open(found[0]) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.array(picture)

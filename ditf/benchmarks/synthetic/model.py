@@ -23,7 +23,7 @@ from ...types import FeatureMap
 
 __all__ = ["BEST", "Network", "Setting", "random_checkpoint", "top_channel", "variants"]
 
-BEST = "adaln, top channel discarded"
+BEST = "adaln + discard"
 """DiTF as the paper has it."""
 
 BUNDLED = Path(tiny.__file__).parent

@@ -11,7 +11,7 @@ import csv
 import io
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -90,12 +90,9 @@ def read_rows(folder: Path, step: int | None = None) -> list[GrowthRow]:
     path = folder / GROWTH
     if not path.is_file():
         return []
-    kinds = [int if field.type == "int" else float for field in fields(GrowthRow)]
+    number: dict[str, Any] = {field.name: int if field.type == "int" else float for field in fields(GrowthRow)}
     with path.open(newline="") as file:
-        rows = [
-            GrowthRow(*(kind(cell) for kind, cell in zip(kinds, row, strict=True)))
-            for row in list(csv.reader(file))[1:]
-        ]
+        rows = [GrowthRow(**{name: number[name](cell) for name, cell in row.items()}) for row in csv.DictReader(file)]
     return [row for row in rows if step is None or row.step <= step]
 
 

@@ -85,7 +85,7 @@ class Recipe:
 
 _SHAPE = ("width", "heads", "double_blocks", "single_blocks", "patch", "qk_norm")
 
-RECIPES: Mapping[str, Mapping[str, Any]] = {
+RECIPES: dict[str, Mapping[str, Any]] = {
     "smoke": {
         "width": 64, "double_blocks": 1, "single_blocks": 2, "sizes": (32, 24), "batch": 8, "images": 4800,
         "learning_rate": 3e-3, "warmup": 20, "average": 0.99,

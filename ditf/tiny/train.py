@@ -70,7 +70,7 @@ def run(
         ):
             rows.append(_grown(training))
             write_rows(folder, rows)
-            plot_curves(folder, _losses(table), rows)
+            plot_curves(folder, _losses(table, _before(training)), rows)
         now = time.monotonic()
         if stop_after is not None and now - started > 60 * stop_after:
             break
@@ -80,7 +80,7 @@ def run(
     training.save(folder)
     if measure_every and not (rows and rows[-1].step == training.step):
         write_rows(folder, [*rows, _grown(training)])
-    plot_curves(folder, _losses(table), read_rows(folder))
+    plot_curves(folder, _losses(table, _before(training)), read_rows(folder))
 
 
 def _log(training: Training) -> str:
@@ -99,7 +99,7 @@ def _grown(training: Training) -> GrowthRow:
     channel, ratio, pck = measure(training.average)
     row = GrowthRow(
         step=training.step,
-        images=training.images + (training.origin or {}).get("images", 0),
+        images=training.images + _before(training),
         seconds=round(training.seconds, 1),
         loss=round(training.loss, 5),
         channel=channel,
@@ -118,10 +118,15 @@ def _kept_rows(path: Path, step: int) -> str:
     return _COLUMNS + "".join(row for row in rows if int(row.split(",")[0]) <= step)
 
 
-def _losses(table: str) -> list[tuple[int, float]]:
-    """(images, loss) of every row."""
+def _before(training: Training) -> int:
+    """Pictures that the weights had seen when the run began."""
+    return (training.origin or {}).get("images", 0)
+
+
+def _losses(table: str, before: int = 0) -> list[tuple[int, float]]:
+    """(images, loss) of every row, counted over all runs."""
     cells = (row.split(",") for row in table.splitlines()[1:])
-    return [(int(images), float(loss)) for _, images, _, loss, _ in cells]
+    return [(before + int(images), float(loss)) for _, images, _, loss, _ in cells]
 
 
 def main(arguments: list[str] | None = None) -> int:

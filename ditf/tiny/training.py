@@ -175,7 +175,7 @@ class Training:
         before = self.origin or {}
         return {
             "training": {
-                "data": "procedural scenes of ditf.tiny.scenes: quad, bird, fish, car",
+                "data": _pictures_in_words(self.recipe),
                 "images": before.get("images", 0) + self.images,
                 "seconds": before.get("seconds", 0) + round(self.seconds),
                 "device": device,
@@ -221,6 +221,17 @@ class Training:
             [recipe.clutter, recipe.occluded, recipe.viewpoint]
         )
         return {"clutter": bool(clutter), "occluders": int(occluded), "viewpoint": 0.6 * float(tilted)}
+
+
+def _pictures_in_words(recipe: Recipe) -> str:
+    shares = (
+        (recipe.clutter, "clutter"),
+        (recipe.occluded, "something in front"),
+        (recipe.viewpoint, "a tilt in depth"),
+    )
+    hard = "".join(f", {what} in {share:.0%} of the batches" for share, what in shares if share)
+    sizes = " and ".join(map(str, recipe.sizes))
+    return f"procedural scenes of ditf.tiny.scenes: quad, bird, fish, car; plain backgrounds{hard}; {sizes} px"
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")

@@ -1,6 +1,10 @@
 """Training goes down, can be killed at any step, and leaves a checkpoint that diffusers loads."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ditf.errors import DitfError, InputError, ModelError, StoreError
-from ditf.tiny import train
+from ditf.tiny import growth, train
+from ditf.tiny.growth import GrowthRow
 from ditf.tiny.network import build, flow_loss, load_weights
 from ditf.tiny.train import Recipe, Training
 
@@ -16,6 +21,7 @@ SMALL = {
     "width": 32, "heads": 2, "double_blocks": 1, "single_blocks": 1, "sizes": (16, 8), "batch": 4,
     "warmup": 2, "average": 0.9,
 }  # fmt: skip
+_VARIANTS = ("raw", "layernorm", "adaln", "adaln_discard")
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +57,13 @@ def test_the_learning_rate_warms_up_holds_and_falls():
     assert rates[16:] == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4])
 
 
-def test_a_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
-    recipe = Recipe(**SMALL, images=4 * 7, clutter=0.5)
+@pytest.mark.parametrize(("optimiser", "moments"), [
+    ("adamw", {"step", "exp_avg", "exp_avg_sq"}), ("muon", {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"}),
+])  # fmt: skip
+def test_a_killed_and_resumed_run_ends_bitwise_equal(tmp_path, optimiser, moments):
+    recipe = Recipe(
+        **SMALL, images=4 * 7, clutter=0.5, occluded=0.5, viewpoint=0.5, curriculum=0.5, optimiser=optimiser
+    )
     unbroken = Training(recipe)
     for _ in range(7):
         unbroken.advance()
@@ -71,7 +82,7 @@ def test_a_killed_and_resumed_run_ends_bitwise_equal(tmp_path):
 
     one, other = (load_file(tmp_path / name / "state.safetensors") for name in ("unbroken", "broken"))
     assert one.keys() == other.keys()
-    assert {name.split(".")[0] for name in one} == {"model", "average", "step", "exp_avg", "exp_avg_sq"}
+    assert {name.split(".")[0] for name in one} == {"model", "average", *moments}
     assert all(torch.equal(one[name], other[name]) for name in one)
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("unbroken", "broken")]
     assert models[0] == models[1]
@@ -94,12 +105,14 @@ def test_the_command_line_trains_stops_and_goes_on(tmp_path):
         "4",
         "--log-every",
         "2",
+        "--measure-every",
+        "0",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(["--out", str(whole), "--images", "24", *flags]) == 0
     assert train.main(["--out", str(parts), "--images", "24", "--stop-after", "0", *flags]) == 0
     assert _rows(parts) == []  # one step only
-    assert train.main(["--out", str(parts), "--resume", str(parts), "--log-every", "2"]) == 0
+    assert train.main(["--out", str(parts), "--resume", str(parts), "--log-every", "2", "--measure-every", "0"]) == 0
     assert [row[:2] for row in _rows(parts)] == [["2", "8"], ["4", "16"], ["6", "24"]]
     assert [(row[0], row[3]) for row in _rows(parts)] == [(row[0], row[3]) for row in _rows(whole)]
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
@@ -110,6 +123,96 @@ def test_rows_of_a_lost_leg_are_dropped(tmp_path):
     table = tmp_path / "loss.csv"
     table.write_text("step,images,seconds,loss,learning_rate\n2,8,1.0,0.5,1e-3\n4,16,2.0,0.4,1e-3\n")
     assert train._kept_rows(table, 3).splitlines()[1:] == ["2,8,1.0,0.5,1e-3"]
+    rows = [GrowthRow(step, 4 * step, 1.5, 0.25, 7, 3.5, 10.0, 11.0, 12.0, 13.0) for step in (2, 4)]
+    growth.write_rows(tmp_path, rows)
+    assert growth.read_rows(tmp_path) == rows
+    assert growth.read_rows(tmp_path, step=3) == rows[:1]
+
+
+def test_growth_finds_a_planted_channel_and_scores_what_discarding_it_gives():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(width=32, heads=2, double_blocks=1, single_blocks=1).eval()
+    with torch.no_grad():  # the blocks start as the identity: what the embedder makes reaches the measured block
+        model.x_embedder.bias[5] = 300.0
+    channel, ratio, pck = growth.measure(model, pairs=4)
+    assert channel == 5
+    assert ratio > 100
+    assert pck["layernorm"] == pck["adaln"]  # its AdaLN is zero
+    assert pck["adaln_discard"] != pck["adaln"]
+
+
+def test_a_harder_batch_comes_with_the_curriculum():
+    run = Training(Recipe(**SMALL, images=400, clutter=1.0, occluded=1.0, viewpoint=1.0, curriculum=0.5))
+    options = []
+    for run.step in (0, 25, 50, 99):
+        drawn = [run._scene_options(np.random.default_rng(seed)) for seed in range(40)]
+        options.append(
+            tuple(np.mean([bool(one[name]) for one in drawn]) for name in ("clutter", "occluders", "viewpoint"))
+        )
+    assert options[0] == (0, 0, 0)
+    assert all(0.25 < share < 0.75 for share in options[1])
+    assert options[2] == options[3] == (1, 1, 1)
+
+
+def test_queries_and_keys_are_normalised_unless_a_recipe_says_no():
+    import torch.nn as nn
+
+    norms = [
+        build(width=32, heads=2, qk_norm=wanted).single_transformer_blocks[0].attn.norm_q for wanted in (True, False)
+    ]
+    assert isinstance(norms[0], nn.RMSNorm)
+    assert isinstance(norms[1], nn.Identity)
+    assert Training(Recipe(**SMALL, images=4, qk_norm=False)).advance() > 0
+
+
+@pytest.mark.parametrize("name", train.RECIPES)
+def test_named_recipes_are_whole(name):
+    assert Recipe(**train.RECIPES[name]).batch > 1
+
+
+def test_smoke_fails_where_the_loss_does_not_fall(monkeypatch, capsys):
+    monkeypatch.setattr(train, "measure", lambda model: (0, 1.0, dict.fromkeys(_VARIANTS, 0.0)))
+    monkeypatch.setitem(train.RECIPES, "smoke", {**SMALL, "single_blocks": 2, "images": 200, "learning_rate": 1e-9})
+    assert train.main(["--smoke"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 200
+    assert "expected less than half" in err
+
+
+@pytest.mark.slow
+def test_smoke_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ditf.tiny.train", "--smoke"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["last loss"] < said["first loss"] / 2
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence_and_keeps_the_last_good_state(tmp_path, monkeypatch, capsys):
+    flags = ["--width", "32", "--heads", "2", "--double-blocks", "1", "--single-blocks", "1", "--batch", "4"]
+    out = ["--out", str(tmp_path), "--measure-every", "0"]
+    assert train.main([*out, "--images", "8", "--sizes", "16", "8", *flags]) == 0
+    state = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert train.main([*out, "--resume", str(tmp_path), "--images", "16"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (tmp_path / "state.safetensors").read_bytes() == state
+    assert Training.load(tmp_path).step == 2
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_is_not_resumed_in_another_shape(tmp_path):
+    run = Training(Recipe(**SMALL, images=8))
+    run.save(tmp_path)
+    with pytest.raises(StoreError, match="no training can be resumed"):
+        Training.load(tmp_path, width=64)
 
 
 def test_a_checkpoint_loads_in_diffusers_and_starts_another_run(tmp_path):
@@ -172,7 +275,7 @@ def test_what_cannot_be_resumed_or_started_is_said_in_one_sentence(tmp_path, cap
 
 @pytest.mark.parametrize("recipe", [
     {}, {"images": 8, "minutes": 1.0}, {"images": 0}, {"minutes": -1.0}, {"images": 8, "batch": 0},
-    {"images": 8, "sizes": (30, 16)},
+    {"images": 8, "sizes": (30, 16)}, {"images": 8, "optimiser": "sgd"}, {"images": 8, "clutter": 1.5},
 ])  # fmt: skip
 def test_a_recipe_that_makes_no_sense_is_refused(recipe):
     with pytest.raises(InputError):

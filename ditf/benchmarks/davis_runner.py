@@ -29,7 +29,7 @@ from .davis import Video, VideoSet, settings_for
 from .davis_methods import VideoMethod
 from .jf import VideoScore, score_video
 
-__all__ = ["COPY", "ObjectScore", "VideoEvaluation", "evaluate_videos", "object_scores"]
+__all__ = ["COPY", "ObjectScore", "VideoEvaluation", "evaluate_videos", "folder_name", "object_scores"]
 
 log = logging.getLogger("ditf")
 
@@ -85,7 +85,7 @@ def evaluate_videos(
         ModelError: features that are not finite.
         StoreError: a folder that cannot be written.
     """
-    rows = [_slug(method.name) for method in methods]
+    rows = [folder_name(method.name) for method in methods]
     if len(set(rows)) != len(rows) or COPY in [method.name for method in methods]:
         raise InputError.of("methods", [m.name for m in methods], f"distinct names, none of them {COPY!r}")
     units = Path(folder) / "units"
@@ -209,6 +209,6 @@ def _make(folder: Path) -> None:
     (folder / ".writable").unlink()
 
 
-def _slug(name: str) -> str:
-    """A folder's name."""
+def folder_name(name: str) -> str:
+    """Of a row: where its masks lie."""
     return re.sub(r"[^\w.+-]+", "-", name.rsplit("/", 1)[-1])

@@ -41,7 +41,8 @@ log = logging.getLogger("ditf")
 IDENTITY = "identity"
 PIXELS = tuple(range(1, 11))  # of the mean matching accuracy
 CATEGORY = "image"
-_UNIT = 1  # version of the files
+_UNIT = 2  # version of the files
+_SAMPLE = 60  # matches kept to be drawn
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +58,8 @@ class PairScore:
         error: mean distance of the corners in pixels; infinite where there is no homography.
         within: matches within 1, 2, ... 10 pixels of where they should be.
         reason: why there is no homography, else empty.
+        homography: the estimated one, row by row; None where there is none.
+        sample: up to 60 of the matches, evenly taken: x, y in image 1 and x, y in the other.
     """
 
     sequence: str
@@ -66,6 +69,8 @@ class PairScore:
     error: float
     within: tuple[int, ...]
     reason: str = ""
+    homography: tuple[float, ...] | None = None
+    sample: tuple[tuple[float, ...], ...] = ()
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -175,7 +180,10 @@ def _score(sequence: Sequence, number: int, size: tuple[int, int], features: tup
     apart = np.linalg.norm(projected(truth, matches[0]) - matches[1], axis=1)  # NaN is never within
     within = tuple(int((apart <= t).sum()) for t in PIXELS)
     error = found.corner_error(truth, size)
-    return PairScore(sequence.name, number, features, len(apart), error, within, found.reason)
+    matrix = None if found.matrix is None else tuple(found.matrix.double().flatten().tolist())
+    shown = np.unique(np.linspace(0, len(apart) - 1, min(len(apart), _SAMPLE)).round().astype(int))
+    sample = tuple(map(tuple, np.concatenate(matches, 1)[shown].tolist()))
+    return PairScore(sequence.name, number, features, len(apart), error, within, found.reason, matrix, sample)
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------
@@ -311,6 +319,7 @@ class _Work:
                 PairScore(
                     r["sequence"], r["number"], (r["features"][0], r["features"][1]), r["matches"],
                     math.inf if r["error"] is None else float(r["error"]), tuple(r["within"]), r["reason"],
+                    None if r["homography"] is None else tuple(r["homography"]), tuple(map(tuple, r["sample"])),
                 )
                 for r in rows
             ]  # fmt: skip

@@ -21,7 +21,9 @@ def command(
     data: Annotated[Path, typer.Option(metavar="FOLDER", help="The unpacked data set.", show_default=False)],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE.json", help="The result; tables and masks beside it.", show_default=False),
+        typer.Option(
+            metavar="FILE.json", help="The result; tables, masks and a picture beside it.", show_default=False
+        ),
     ],
     protocol: Annotated[
         Literal["ditf", "dino", "dift-sd", "dift-adm"],
@@ -75,9 +77,11 @@ def command(
     """
     from ..benchmarks import davis
     from ..benchmarks.davis_methods import ModelVideo, PatchVideo
+    from ..benchmarks.davis_pictures import draw_objects
     from ..benchmarks.davis_results import save_videos, video_document
     from ..benchmarks.davis_runner import evaluate_videos
     from ..benchmarks.registry import find_benchmark
+    from ..benchmarks.sheets import save_picture
     from .eval import check_out, write_sidecar
 
     common.set_voice(verbose)
@@ -105,6 +109,8 @@ def command(
         evaluation = evaluate_videos(methods, videos, rules, name=protocol, folder=work, masks=into, progress=progress)
     document = video_document(evaluation, videos, benchmark.about, name=protocol, card=_card(methods))
     files = save_videos(document, out)
+    with clock.stage("picture"):
+        files.append(save_picture(draw_objects(evaluation, videos, into, method.name), out.with_suffix(".png")))
     write_sidecar(out, started, clock)
     if json:
         common.print_json(document)

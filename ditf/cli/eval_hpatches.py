@@ -19,7 +19,9 @@ EXAMPLE = "Example:  ditf eval hpatches --data hpatches-sequences-release --mode
 
 def command(
     data: Annotated[Path, typer.Option(metavar="FOLDER", help="The unpacked data set.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="FILE.json", help="The result; tables beside it.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="The result; tables and a picture beside it.", show_default=False)
+    ],
     protocol: Annotated[
         Literal["ditf", "dift-sd", "dift-adm", "ditf-116"],
         typer.Option(help="What fixes all that is not the model.", rich_help_panel=_PROTOCOL),
@@ -69,10 +71,12 @@ def command(
     """
     from ..benchmarks.hpatches import protocols
     from ..benchmarks.hpatches_methods import MapDescriber, PatchDescriber, SiftDescriber
+    from ..benchmarks.hpatches_pictures import draw_planes
     from ..benchmarks.hpatches_results import plane_document, save_planes
     from ..benchmarks.hpatches_runner import evaluate_planes
     from ..benchmarks.methods import ModelMethod
     from ..benchmarks.registry import find_benchmark
+    from ..benchmarks.sheets import save_picture
     from ..errors import InputError
     from ..store import FeatureStore
     from .eval import check_out, write_sidecar
@@ -106,6 +110,8 @@ def command(
     card = _card(method, describers, keypoints, rules.keypoints, seed)
     document = plane_document(evaluation, planes, benchmark.about, card=card)
     files = save_planes(document, out)
+    with clock.stage("picture"):
+        files.append(save_picture(draw_planes(evaluation, planes, method.name), out.with_suffix(".png")))
     write_sidecar(out, started, clock)
     if json:
         common.print_json(document)

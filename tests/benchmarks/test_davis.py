@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,9 +21,11 @@ from ditf import FeatureExtractor, FeatureMap, InputError, ModelError, StoreErro
 from ditf.benchmarks import davis
 from ditf.benchmarks.davis import Frame, protocols, read, settings_for
 from ditf.benchmarks.davis_methods import ModelVideo, PatchVideo, frame_size, resized
+from ditf.benchmarks.davis_pictures import draw_objects, shown_frames
 from ditf.benchmarks.davis_results import over_objects, video_document
 from ditf.benchmarks.davis_runner import COPY, evaluate_videos, object_scores
 from ditf.benchmarks.registry import benchmark_of_folder, find_benchmark
+from ditf.benchmarks.sheets import GAP, LABEL
 from ditf.cli import main
 from ditf.video import palette, save_mask
 
@@ -32,7 +35,7 @@ SIZE = H, W = (64, 96)
 FRAMES = 4
 STRIDE = 8
 TINY = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1", "--size", "32"]
-RESULTS = ("r.json", "r.global.csv", "r.objects.csv", "r.md")
+RESULTS = ("r.json", "r.global.csv", "r.objects.csv", "r.md", "r.png")
 MASKS = ("ditf-tiny", "pixel-patches")
 
 
@@ -395,6 +398,42 @@ def test_refused_before_the_first_frame(tmp_path) -> None:
     with pytest.raises(StoreError):
         run(root, tmp_path / "file", methods=[one])
     assert one.seen == []
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_has_the_worst_objects_above_the_best_and_names_what_is_wrong_by_colour(tmp_path) -> None:
+    root, folder = make_davis(tmp_path), tmp_path / "work"
+    evaluation, videos, masks = run(root, folder), read(root, "val"), folder / "masks"
+    for t in range(1, FRAMES):  # object 2 of moving-block is lost, and what is found instead is the left half
+        mask = block_mask(t)
+        save_mask(masks / f"oracle/moving-block/{t:05d}.png", np.where(half_mask(t) == 1, 2, mask * (mask == 1)))
+    scores = {
+        "oracle": tuple(
+            replace(one, j=0.0, f=0.0) if one.object == 2 else one for one in evaluation.scores["oracle"]
+        )
+    }  # fmt: skip
+    picture = draw_objects(replace(evaluation, scores=scores), videos, masks, "oracle", count=1)
+    pixels = np.asarray(picture).astype(int)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    wrong, right, missed = (a - np.maximum(b, c) > 40 for a, b, c in (
+        (red, green, blue), (green, red, blue), (blue, red, green),
+    ))  # fmt: skip
+    row = (picture.height - GAP) // 2
+    height = (row - LABEL - 2 * GAP) // 2
+    lower = slice(GAP + LABEL + height + GAP, row)  # predictions of the worst object
+    assert [mask[lower].any() for mask in (wrong, missed, right)] == [True, True, False]
+    upper = slice(GAP + LABEL, GAP + LABEL + height)  # its truth
+    assert [mask[upper].any() for mask in (wrong, missed, right)] == [False, False, True]
+    best = slice(row + GAP, picture.height)  # the half plane, which the oracle keeps
+    assert [mask[best].any() for mask in (wrong, missed, right)] == [False, False, True]
+    again = draw_objects(replace(evaluation, scores=scores), videos, masks, "oracle", count=1)
+    assert np.array_equal(np.asarray(again), pixels)
+
+
+def test_shown_frames_are_those_that_count() -> None:
+    assert [shown_frames(n) for n in (3, 4, 5, 40)] == [[1], [1, 2], [1, 2, 3], [1, 20, 38]]
 
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------------

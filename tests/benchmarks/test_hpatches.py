@@ -15,16 +15,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ditf import FeatureMap, InputError, ModelError, StoreError
 from ditf.benchmarks import hpatches
 from ditf.benchmarks.hpatches import LEFT_OUT, protocols, read, read_keypoints
 from ditf.benchmarks.hpatches_methods import Described, MapDescriber, PatchDescriber, SiftDescriber, features_at
+from ditf.benchmarks.hpatches_pictures import draw_planes
 from ditf.benchmarks.hpatches_results import plane_document, summary
 from ditf.benchmarks.hpatches_runner import PIXELS, PairScore, estimated, evaluate_planes, matched
 from ditf.benchmarks.methods import ModelMethod, Picture
 from ditf.benchmarks.pairs import Problems, index_images
 from ditf.benchmarks.registry import benchmark_of_folder, find_benchmark
+from ditf.benchmarks.sheets import GAP, GREEN, LABEL, RED, WIDTH
 from ditf.cli import main
 from ditf.store import FeatureStore
 
@@ -41,7 +44,7 @@ VIEWS = [
 ]
 PLANES = {"i_mini": [np.eye(3)] * 5, "v_mini": VIEWS}
 TINY = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1", "--size", "32"]
-RESULTS = ("r.json", "r.summary.csv", "r.pairs.csv", "r.md")
+RESULTS = ("r.json", "r.summary.csv", "r.pairs.csv", "r.md", "r.png")
 
 
 def seen(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -474,6 +477,42 @@ def test_refused_before_the_first_image(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
         run(root, tmp_path / "file")
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def colours(picture: Image.Image, top: int, height: int) -> dict[str, int]:
+    """How many pixels of some rows are exactly of the colours of right and wrong."""
+    pixels = np.asarray(picture)[top : top + height].astype(int)
+    return {name: int((pixels == colour).all(-1).sum()) for name, colour in (("right", GREEN), ("wrong", RED))}
+
+
+def test_the_picture_has_the_worst_pairs_above_the_best_and_colours_by_the_truth(tmp_path) -> None:
+    planes = {"v_good": [moved_by(3)] * 5, "v_bad": [moved_by(3)] * 5}
+    root = make_hpatches(tmp_path, planes=planes)
+    np.savetxt(root / "v_bad" / "H_1_4", moved_by(9))  # said to lie elsewhere: its matches are all wrong
+    found = read(root, "all", protocols["ditf"])
+    evaluation = run(root, tmp_path / "work", describers=[Known(planes)])
+    picture = draw_planes(evaluation, found, "oracle", count=1)
+    assert picture.width == WIDTH
+    row = (picture.height - GAP) // 2  # the upper is v_bad 1-4, the lower any other
+    bad, good = (colours(picture, k * row + LABEL + GAP, row - LABEL - GAP) for k in (0, 1))
+    assert bad["right"] == good["wrong"] == 0
+    assert min(bad["wrong"], good["right"]) > 1000
+    assert np.asarray(picture).tobytes() == np.asarray(draw_planes(evaluation, found, "oracle", count=1)).tobytes()
+    again = run(root, tmp_path / "work", describers=[Known(planes)])  # from what the first run left
+    assert np.asarray(draw_planes(again, found, "oracle", count=1)).tobytes() == np.asarray(picture).tobytes()
+
+
+def test_pairs_without_matches_or_with_frames_that_go_to_infinity_are_drawn_all_the_same(tmp_path) -> None:
+    root = make_hpatches(tmp_path)
+    found, evaluation = read(root, "all", protocols["ditf"]), run(root, tmp_path / "work")
+    name, far = "v_mini", (1.0, 0, 0, 0, 1, 0, -0.02, 0, 1)  # the line x = 50 goes to infinity
+    none = PairScore(name, 2, (0, 0), 0, float("inf"), (0,) * 10, "0 matches; a homography needs 4")
+    wild = PairScore(name, 3, (4, 4), 4, 1e9, (0,) * 10, "", far, ((1.0, 2.0, 3.0, 4.0),) * 4)
+    picture = draw_planes(replace(evaluation, scores={"oracle": (none, wild)}), found, "oracle")
+    assert colours(picture, 0, picture.height)["wrong"] > 0
 
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------------

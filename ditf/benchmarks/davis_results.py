@@ -15,7 +15,7 @@ import numpy as np
 from ..types import write_atomically
 from .davis import VideoSet, settings_for
 from .davis_runner import ObjectScore, VideoEvaluation
-from .published import video_rows_for
+from .published import NOT_KNOWN, NOT_STATED, video_rows_for
 from .results import FORMAT
 
 __all__ = ["MEASURES", "over_objects", "save_videos", "video_document"]
@@ -66,6 +66,7 @@ def video_document(
         "complete": not videos.left_out,
         "methods": [{"name": row, **over_objects(scores)} for row, scores in evaluation.scores.items()],
         "published": [row.to_dict() for row in video_rows_for(videos.split)],
+        "published_elsewhere": NOT_KNOWN["davis"],
         "sequences": [
             {
                 "name": video.name,
@@ -156,9 +157,10 @@ def _markdown(document: Mapping[str, Any]) -> str:
     ]
     lines += [f"| {m['name']} | " + " | ".join(f"{m[key]:.1f}" for key in keys) + " |" for m in document["methods"]]
     if document["published"]:
-        lines += ["", "Published, not run here:", "", "| method | J&F | J | F | source |", "|---|---|---|---|---|"]
+        lines += ["", "Published, not run here:", "", "| method | J&F | J | F | average over | source |"]
+        lines.append("|---|---|---|---|---|---|")
         for row in document["published"]:
             note = f"; {row['note']}" if row["note"] else ""
             values = " | ".join("" if row[key] is None else f"{row[key]:g}" for key in ("j_and_f", "j", "f"))
-            lines.append(f"| {row['method']} | {values} | {row['source']}{note} |")
-    return "\n".join(lines) + "\n"
+            lines.append(f"| {row['method']} | {values} | {row['average'] or NOT_STATED} | {row['source']}{note} |")
+    return "\n".join([*lines, "", document["published_elsewhere"]]) + "\n"

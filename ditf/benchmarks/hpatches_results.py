@@ -15,6 +15,7 @@ import numpy as np
 from ..types import write_atomically
 from .hpatches import SequenceSet
 from .hpatches_runner import PIXELS, PairScore, PlaneEvaluation
+from .published import NOT_KNOWN, NOT_STATED, plane_rows_for
 from .results import FORMAT
 
 __all__ = ["GROUPS", "plane_document", "save_planes", "summary"]
@@ -78,7 +79,8 @@ def plane_document(
             }
             for name, scores in evaluation.scores.items()
         ],
-        "published": [],  # none is known with its detector, its images and its estimator
+        "published": [row.to_dict() for row in plane_rows_for(planes.split)],
+        "published_elsewhere": NOT_KNOWN["hpatches"],
         "pairs": [
             {
                 "sequence": one.sequence,
@@ -160,4 +162,12 @@ def _markdown(document: Mapping[str, Any]) -> str:
         for group, row in method["groups"].items():
             values = [*row["accuracy"].values(), *(row["matching_accuracy"][t] for t in "135")]
             lines.append(f"| {method['name']} | {group} | " + " | ".join(f"{v:.1f}" for v in values) + " |")
-    return "\n".join(lines) + "\n"
+    if document["published"]:
+        headings = " | ".join(f"accuracy {a} px" for a in alphas)
+        lines += ["", "Published, not run here:", "", f"| method | group | {headings} | average | source |"]
+        lines.append("|---|---|" + "---|" * (len(alphas) + 2))
+        for row in document["published"]:
+            values = " | ".join(f"{row['accuracy'][a]:g}" if a in row["accuracy"] else "" for a in alphas)
+            source = f"{row['average'] or NOT_STATED} | {row['source']}; {row['note']}"
+            lines.append(f"| {row['method']} | {row['group']} | {values} | {source} |")
+    return "\n".join([*lines, "", document["published_elsewhere"]]) + "\n"

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ABLATION", "DAVIS", "PUBLISHED", "Row", "VideoRow", "rows_for", "video_rows_for"]
+__all__ = [
+    "ABLATION", "DAVIS", "HPATCHES", "NOT_KNOWN", "NOT_STATED", "OVER_OBJECTS", "PUBLISHED", "PlaneRow", "Row",
+    "VideoRow", "plane_rows_for", "rows_for", "video_rows_for",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,21 @@ def rows_for(benchmark: str, split: str) -> list[Row]:
     return [row for row in PUBLISHED.get(benchmark, []) if row.split == split]
 
 
+NOT_STATED = "convention not stated"
+
+NOT_KNOWN = {
+    "hpatches": "DiTF (its table 8) and DIFT report HPatches too; their numbers could not be checked and are left out.",
+    "davis": "DiTF and DIFT report DAVIS-2017 too; their numbers could not be checked and are left out.",
+}
+"""What others have published that is missing here, in a sentence."""
+
+
 @dataclass(frozen=True)
 class VideoRow:
-    """J&F, J and F of DAVIS 2017 in percent, means over objects; None where no source gives it.
+    """J&F, J and F of DAVIS 2017 in percent; None where no source gives it.
 
     Attributes:
+        average: over what, or None where no source says.
         note: whose propagation, where it is not the source's own.
     """
 
@@ -121,18 +134,24 @@ class VideoRow:
     j_and_f: float
     j: float | None
     f: float | None
+    average: str | None
     source: str
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "method": self.method, "split": self.split, "j_and_f": self.j_and_f, "j": self.j, "f": self.f,
-            "source": self.source, "note": self.note,
+            "average": self.average, "source": self.source, "note": self.note,
         }  # fmt: skip
 
 
+OVER_OBJECTS = "objects"
+"""As davis2017-evaluation has it, and as ours are."""
+
+
 def _dino(backbone: str, j_and_f: float, j: float, f: float) -> VideoRow:
-    return VideoRow(f"DINO {backbone}", "val", j_and_f, j, f, "DINO (arXiv 2104.14294), table 5", "protocol dino")
+    source, note = "DINO (arXiv 2104.14294), table 5", "protocol dino; scored by davis2017-evaluation"
+    return VideoRow(f"DINO {backbone}", "val", j_and_f, j, f, OVER_OBJECTS, source, note)
 
 
 DAVIS = [
@@ -140,10 +159,65 @@ DAVIS = [
     _dino("ViT-B/16", 62.3, 60.7, 63.9),
     _dino("ViT-S/8", 69.9, 66.6, 73.1),
     _dino("ViT-B/8", 71.4, 67.9, 74.9),
-    VideoRow("CRW", "val", 67.6, 64.6, 70.6, "CRW, README", "20 last frames, all of the first frame seen"),
-]
+    VideoRow(
+        "CRW", "val", 67.6, 64.6, 70.6, OVER_OBJECTS, "CRW, README",
+        "20 last frames, all of the first frame seen; scored by davis2017-evaluation",
+    ),
+]  # fmt: skip
 
 
 def video_rows_for(split: str) -> list[VideoRow]:
     """Published rows of a split of DAVIS 2017."""
     return [row for row in DAVIS if row.split == split]
+
+
+@dataclass(frozen=True)
+class PlaneRow:
+    """Share of right homographies of HPatches in percent.
+
+    Attributes:
+        group: "all", "illumination" or "viewpoint".
+        accuracy: pixels of mean corner error -> percent.
+        average: over what, or None where no source says.
+        note: what differs from every protocol here.
+    """
+
+    method: str
+    group: str
+    accuracy: tuple[tuple[int, float], ...]
+    average: str | None
+    source: str
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method, "group": self.group, "accuracy": {str(t): v for t, v in self.accuracy},
+            "average": self.average, "source": self.source, "note": self.note,
+        }  # fmt: skip
+
+
+def _superpoint(method: str, every: tuple[float, float, float], light: float, view: float) -> list[PlaneRow]:
+    """Of the evaluation that SuperPoint's line of work uses."""
+    source = "rpautrat/SuperPoint, README"
+    note = "another protocol: 480 x 640 px, the best 1000 points that both images see, RANSAC"
+    return [
+        PlaneRow(method, group, accuracy, None, source, note)
+        for group, accuracy in (
+            ("all", tuple(zip((1, 3, 5), every, strict=True))),
+            ("illumination", ((3, light),)),
+            ("viewpoint", ((3, view),)),
+        )
+    ]
+
+
+HPATCHES = [
+    *_superpoint("SuperPoint (MagicLeap's weights)", (43.8, 83.3, 91.4), 92.3, 74.2),
+    *_superpoint("SuperPoint (retrained)", (48.3, 83.6, 91.0), 96.5, 71.2),
+    *_superpoint("SIFT", (49.8, 78.6, 78.6), 80.7, 76.6),
+    *_superpoint("ORB", (16.2, 46.7, 56.4), 52.3, 41.4),
+]
+
+
+def plane_rows_for(split: str) -> list[PlaneRow]:
+    """Published rows of HPatches: of every group where the split is "all", else of that group."""
+    return [row for row in HPATCHES if split in ("all", row.group)]

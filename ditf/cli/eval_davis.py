@@ -157,12 +157,24 @@ def _show(document: dict[str, Any]) -> None:
         values = (f"{method[key]:.1f}" for key in MEASURES.values())
         table.add_row(method["name"], *values, style="bold" if i == 0 else None)
     output.print(table)
-    if not document["published"]:
-        return
-    table = Table(title="Published, not run here", title_justify="left")
-    for name in ("method", "J&F", "J", "F", "source"):
-        table.add_column(name, justify="right" if name in ("J&F", "J", "F") else "left", overflow="fold")
+    _show_published(document, output)
+
+
+def _show_published(document: dict[str, Any], output: Any) -> None:
+    from rich.table import Table
+
+    from ..benchmarks.published import NOT_STATED, OVER_OBJECTS
+
+    ours = document["methods"][0]
+    table = Table(title="Published, not run here, beside the same average of this run", title_justify="left")
+    for name in ("method", "J&F", "J", "F", "average over", f"{ours['name']} J&F", "source"):
+        table.add_column(name, justify="left" if name in ("method", "average over", "source") else "right",
+                         overflow="fold")  # fmt: skip
     for row in document["published"]:
         values = ("" if row[key] is None else f"{row[key]:g}" for key in ("j_and_f", "j", "f"))
-        table.add_row(row["method"], *values, row["source"] + (f"; {row['note']}" if row["note"] else ""))
-    output.print(table)
+        same = f"{ours['j_and_f']:.1f}" if row["average"] == OVER_OBJECTS else ""
+        source = row["source"] + (f"; {row['note']}" if row["note"] else "")
+        table.add_row(row["method"], *values, row["average"] or NOT_STATED, same, source)
+    if document["published"]:
+        output.print(table)
+    output.print(document["published_elsewhere"], style="dim", soft_wrap=True)

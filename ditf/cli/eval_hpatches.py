@@ -161,7 +161,30 @@ def _show(document: dict[str, Any]) -> None:
     output.print(f"keypoints: {document['card']['keypoints']}; homographies: {protocol['estimator']}", style="dim")
     if left_out := document["data"]["left_out_by_convention"]:
         output.print(f"left out by convention: {', '.join(left_out)}", style="dim", soft_wrap=True)
-    output.print(
-        "No published number is shown: none is known with its keypoints, images and estimator.",
-        style="dim", soft_wrap=True,
-    )  # fmt: skip
+    _show_published(document, output)
+
+
+def _show_published(document: dict[str, Any], output: Any) -> None:
+    from rich.table import Table
+
+    from ..benchmarks.published import NOT_STATED
+
+    ours, alphas = document["methods"][0], [f"{alpha:g}" for alpha in document["protocol"]["alphas"]]
+    table = Table(title=f"Published, not run here; in brackets {ours['name']}", title_justify="left")
+    for name in ("method", "group", *(f"{alpha} px" for alpha in alphas), "average", "source"):
+        table.add_column(name, justify="right" if name.endswith(" px") else "left", overflow="fold")
+    for row in document["published"]:
+        same = ours["groups"].get(row["group"], {}).get("accuracy", {})
+        values = (_beside(row["accuracy"].get(alpha), same.get(alpha)) for alpha in alphas)
+        table.add_row(
+            row["method"], row["group"], *values, row["average"] or NOT_STATED, f"{row['source']}; {row['note']}"
+        )
+    if document["published"]:
+        output.print(table)
+    output.print(document["published_elsewhere"], style="dim", soft_wrap=True)
+
+
+def _beside(published: float | None, ours: float | None) -> str:
+    if published is None:
+        return ""
+    return f"{published:g}" + ("" if ours is None else f" ({ours:.1f})")

@@ -531,7 +531,11 @@ def test_the_command_writes_rows_rivals_card_published_and_tables(tmp_path, caps
     assert found["counts"] == {"sequences": 2, "frames": 8, "objects": 3}
     assert found["complete"] is True
     assert found["card"]["methods"]["ditf-tiny"]["config"]["side"] == 32
-    assert {"method": "DINO ViT-B/8", "j_and_f": 71.4}.items() <= found["published"][3].items()
+    assert {"method": "DINO ViT-B/8", "j_and_f": 71.4, "average": "objects"}.items() <= found["published"][3].items()
+    for row in found["published"]:
+        assert row["j_and_f"] == pytest.approx((row["j"] + row["f"]) / 2, abs=0.11)  # printed to a tenth
+    assert "| DINO ViT-B/8 | 71.4 | 67.9 | 74.9 | objects |" in out.with_name("r.md").read_text()
+    assert out.with_name("r.png").exists()
     rows = list(csv.DictReader(out.with_name("r.global.csv").open()))
     assert float(rows[2]["J&F-Mean"]) == pytest.approx(0.80434, abs=1e-5)
     objects = list(csv.DictReader(out.with_name("r.objects.csv").open()))
@@ -547,6 +551,7 @@ def test_damaged_data_ends_with_exit_code_1_and_says_what(tmp_path, capsys) -> N
     assert "moving-block/00001.jpg" in captured.err
     assert "J&F-Mean" in captured.out
     assert "CRW" in captured.out
+    assert "could not be checked" in captured.out
     bad = ["eval", "davis", "--data", str(root), *TINY, "--out", str(tmp_path / "q.json")]
     assert main([*bad, "--affinity-dtype", "bfloat16"]) == 2
     assert "ties" in capsys.readouterr().err

@@ -22,10 +22,11 @@ from ditf.benchmarks import hpatches
 from ditf.benchmarks.hpatches import LEFT_OUT, protocols, read, read_keypoints
 from ditf.benchmarks.hpatches_methods import Described, MapDescriber, PatchDescriber, SiftDescriber, features_at
 from ditf.benchmarks.hpatches_pictures import draw_planes
-from ditf.benchmarks.hpatches_results import plane_document, summary
+from ditf.benchmarks.hpatches_results import GROUPS, plane_document, summary
 from ditf.benchmarks.hpatches_runner import PIXELS, PairScore, estimated, evaluate_planes, matched
 from ditf.benchmarks.methods import ModelMethod, Picture
 from ditf.benchmarks.pairs import Problems, index_images
+from ditf.benchmarks.published import plane_rows_for
 from ditf.benchmarks.registry import benchmark_of_folder, find_benchmark
 from ditf.benchmarks.sheets import GAP, GREEN, LABEL, RED, WIDTH
 from ditf.cli import main
@@ -597,6 +598,19 @@ def test_the_command_writes_rows_rivals_card_and_tables(tmp_path, capsys) -> Non
     assert float(rows[0]["MMA@3px"]) == found["methods"][0]["groups"]["all"]["matching_accuracy"]["3"]
     assert len(list(csv.DictReader(out.with_name("r.pairs.csv").open()))) == 40
     assert out.with_name("r.run.json").exists()
+    assert out.with_name("r.png").exists()
+    assert {row["group"] for row in found["published"]} == set(GROUPS)
+    assert all(row["source"] and row["note"] for row in found["published"])
+    assert "| SIFT | all | 49.8 | 78.6 | 78.6 | convention not stated |" in out.with_name("r.md").read_text()
+
+
+def test_published_rows_of_light_and_viewpoint_agree_with_those_of_all() -> None:
+    """57 and 59 sequences of as many pairs each; printed to a tenth."""
+    rows = {(row.method, row.group): dict(row.accuracy)[3] for row in plane_rows_for("all")}
+    for method in {name for name, _ in rows}:
+        light, view = rows[method, "illumination"], rows[method, "viewpoint"]
+        assert rows[method, "all"] == pytest.approx((57 * light + 59 * view) / 116, abs=0.25)
+    assert {row.group for row in plane_rows_for("viewpoint")} == {"viewpoint"}
 
 
 def test_damaged_data_ends_with_exit_code_1_and_says_what(tmp_path, capsys) -> None:
@@ -606,6 +620,8 @@ def test_damaged_data_ends_with_exit_code_1_and_says_what(tmp_path, capsys) -> N
     captured = capsys.readouterr()
     assert "v_mini/5.ppm" in captured.err
     assert "MMA 3 px" in captured.out
+    assert "SuperPoint" in captured.out
+    assert "could not be checked" in captured.out
     assert json.loads((tmp_path / "r.json").read_text())["complete"] is False
     bad = ["eval", "hpatches", "--data", str(root), "--out", str(tmp_path / "q.json"), "--keypoints", "nowhere"]
     assert main(bad) == 2

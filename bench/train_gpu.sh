@@ -27,13 +27,11 @@ for file in .train/gpu/*; do # what an earlier leg left
 done
 
 began=$SECONDS
-for size in 64 40; do
-  "$PYTHON" -m ditf.tiny.pool --out "$work/pool-$size" --images "$pictures" --size "$size" --seed "$((4294967296 + $(date +%j)))"
-done
+"$PYTHON" -m ditf.tiny.pool --out "$work/pool" --images "$pictures" --size 64
 left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
 
 start=(--recipe gpu)
 [[ -e $out/state.safetensors ]] && start=(--resume "$out")
-"$PYTHON" -m ditf.tiny.train --out "$out" "${start[@]}" --device cuda --bf16 --pool "$work/pool-64" "$work/pool-40" \
+"$PYTHON" -m ditf.tiny.train --out "$out" "${start[@]}" --device cuda --bf16 --pool "$work/pool" \
   --stop-after "$left" --measure-every 250000 --threads 8
 tail -n 3 "$out/loss.csv" "$out/growth.csv"

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from ..types import write_atomically
 from .growth import GrowthRow, measure, plot_curves, read_rows, write_rows
 from .recipe import RECIPES, Recipe
 from .training import STATE, Training
+
+if TYPE_CHECKING:
+    from .pool import Pool
 
 __all__ = ["Recipe", "Training", "main", "run"]
 
@@ -143,6 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out is None:
             raise InputError("out: got nothing, expected --out FOLDER, where the checkpoint and the state go")
         training = _training(options, given)
+        if options.pool is not None:
+            training.pool = _pool(options.pool, training)
         options.out.mkdir(parents=True, exist_ok=True)
         run(
             training,
@@ -200,6 +205,16 @@ def _training(options: argparse.Namespace, given: dict[str, Any]) -> Training:
     return training
 
 
+def _pool(folder: Path, training: Training) -> Pool:
+    """A pool that fits the recipe, in the device's memory."""
+    from .pool import Pool
+
+    pool, largest = Pool.open(folder), max(training.recipe.sizes)
+    if pool.size < largest:
+        raise InputError.of("pool", pool.size, f"pictures of at least {largest} px, the larger of --sizes")
+    return pool.to(training.device)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ditf.tiny.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -210,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     start.add_argument("--init", type=Path, metavar="CHECKPOINT", help="start from these weights")
     parser.add_argument("--recipe", choices=list(RECIPES), help="a named recipe; the flags below change it")
+    parser.add_argument("--pool", type=Path, metavar="FOLDER", help="pictures made by python -m ditf.tiny.pool")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16; weights stay in float32")
     parser.add_argument(

@@ -23,6 +23,8 @@ from .scenes import TRAINING_SEED, sample_scene
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
+    from .pool import Pool
+
 __all__ = ["STATE", "Training"]
 
 STATE = "state.safetensors"
@@ -51,6 +53,7 @@ class Training:
             _compile(self.model)
         self.optimisers = _optimisers(self.model, recipe)
         self.step, self.seconds, self.learning_rate, self.loss = 0, 0.0, 0.0, math.nan
+        self.pool: Pool | None = None  # where pictures come from, in place of drawing every one
         self.recent: list[float] = []  # losses since the last row of the table
         self.origin: dict[str, Any] | None = None
 
@@ -85,7 +88,7 @@ class Training:
         self.learning_rate = recipe.learning_rate * min(1, (self.step + 1) / max(1, recipe.warmup)) * max(0.02, falling)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = self.learning_rate
-        pictures, noise, sigma = (t.to(self.device, non_blocking=True) for t in self._batch(decaying=falling < 1))
+        pictures, noise, sigma = self._batch(decaying=falling < 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = flow_loss(self.model, pictures, noise, sigma)
         value = loss.item()
@@ -204,20 +207,35 @@ class Training:
         random = np.random.default_rng([recipe.seed, self.step])
         large = random.random() < (1 - recipe.large if decaying else recipe.large)
         size = recipe.sizes[0] if large else recipe.sizes[1]
-        options = self._scene_options(random)
-        first = TRAINING_SEED * (1 + recipe.seed) + self.images
-        scenes = [sample_scene(first + i, size, **options).pixels for i in range(recipe.batch)]
-        pictures = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-        noise = torch.randn(pictures.shape, generator=generator)
-        normal = torch.randn(recipe.batch, generator=generator)
-        return pictures.contiguous(), noise, torch.sigmoid(normal * recipe.sigma_spread + recipe.sigma_mean)
+        pictures = self._pictures(random, size)
+        generator = torch.Generator(self.device).manual_seed(int(random.integers(2**62)))
+        noise = torch.randn(pictures.shape, generator=generator, device=self.device)
+        normal = torch.randn(recipe.batch, generator=generator, device=self.device)
+        return pictures, noise, torch.sigmoid(normal * recipe.sigma_spread + recipe.sigma_mean)
+
+    def _pictures(self, random: np.random.Generator, size: int) -> Tensor:
+        """(B, 3, size, size) in [-1, 1], from the pool or newly drawn."""
+        if self.pool is not None:
+            reach = 0.2 + 0.8 * self._ripe
+            drawn = self.pool.batch(
+                self.recipe.seed, self.step, self.recipe.batch, size=size, reach=reach, device=self.device
+            )
+        else:
+            options = self._scene_options(random)
+            first = TRAINING_SEED * (1 + self.recipe.seed) + self.images
+            scenes = [sample_scene(first + i, size, **options).pixels for i in range(self.recipe.batch)]
+            drawn = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).to(self.device)
+        return (drawn.float() / 127.5 - 1).contiguous()
+
+    @property
+    def _ripe(self) -> float:
+        """How much of the curriculum has come in, 0 to 1."""
+        return min(1.0, self.progress / self.recipe.curriculum) if self.recipe.curriculum else 1.0
 
     def _scene_options(self, random: np.random.Generator) -> dict[str, Any]:
         """How hard the pictures of a batch are, by the curriculum."""
         recipe = self.recipe
-        ripe = min(1.0, self.progress / recipe.curriculum) if recipe.curriculum else 1.0
-        clutter, occluded, tilted = random.random(3) < ripe * np.array(
+        clutter, occluded, tilted = random.random(3) < self._ripe * np.array(
             [recipe.clutter, recipe.occluded, recipe.viewpoint]
         )
         return {"clutter": bool(clutter), "occluders": int(occluded), "viewpoint": 0.6 * float(tilted)}

@@ -15,6 +15,7 @@ from ditf.errors import DitfError, InputError, ModelError, StoreError
 from ditf.tiny import growth, train
 from ditf.tiny.growth import GrowthRow
 from ditf.tiny.network import build, flow_loss, load_weights
+from ditf.tiny.pool import Pool, PoolRecipe, build_pool
 from ditf.tiny.train import Recipe, Training
 
 SMALL = {
@@ -153,6 +154,20 @@ def test_a_harder_batch_comes_with_the_curriculum():
     assert options[0] == (0, 0, 0)
     assert all(0.25 < share < 0.75 for share in options[1])
     assert options[2] == options[3] == (1, 1, 1)
+
+
+def test_a_pool_takes_the_place_of_drawing_and_must_be_large_enough(tmp_path):
+    build_pool(tmp_path, PoolRecipe(images=8, size=16), processes=1)
+    run = Training(Recipe(**SMALL, images=400, curriculum=0.5))
+    run.pool = train._pool(tmp_path, run)
+    pictures, noise, sigma = run._batch(decaying=False)
+    size = pictures.shape[-1]
+    expected = Pool.open(tmp_path).batch(0, 0, 4, size=size, reach=0.2)
+    assert torch.equal(((pictures + 1) * 127.5).round().to(torch.uint8), expected)
+    assert noise.shape == pictures.shape
+    assert sigma.shape == (4,)
+    with pytest.raises(InputError, match="got 16, expected pictures of at least 24 px"):
+        train._pool(tmp_path, Training(Recipe(**{**SMALL, "sizes": (24, 8)}, images=4)))
 
 
 def test_queries_and_keys_are_normalised_unless_a_recipe_says_no():

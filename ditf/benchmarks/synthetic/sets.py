@@ -6,19 +6,19 @@ groups of a large run are those of a small one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...errors import InputError
-from ...geometry.keypoints import grid_points
 from ...tiny.kinds import HELD_OUT_KINDS, KINDS
 from ...tiny.scenes import HELD_OUT_STYLES, STYLES, TEST_SEED, VALIDATION_SEED, SceneImage, sample_scene
-from ...warps import apply_homography, warped_copy
+from ...tiny.views import view_pair
+from ...warps import WarpedPair, apply_homography, warped_copy
 from .cases import PHOTOGRAPH_SIDE, PHOTOGRAPHS, SCENE_SIDE, VALIDATION_PHOTOGRAPHS, Case, photograph
 
 __all__ = ["FULL", "PAIR_SETS", "QUICK", "Group", "PairSet", "Split", "find_sets"]
@@ -148,11 +148,13 @@ def _same_parts(one: SceneImage, other: SceneImage) -> Case | None:
 def _two_views(category: str, turn: int, seed: int) -> tuple[list[Case], list[str], str]:
     kind = tuple(KINDS)[turn % len(KINDS)]
     style = str(np.random.default_rng([seed, 4]).choice(list(STYLES)))
+    cases: list[Case] = []
+    if category == "views":
+        for i in range(3):
+            pair = view_pair(seed + i, SCENE_SIDE, kind, style=style, grid=_GRID)
+            cases += _both_ways(pair, SCENE_SIDE)
+        return cases, [f"scene {i // 2}" for i in range(len(cases))], kind
     first = sample_scene(seed, SCENE_SIDE, kind, clutter=True, style=style)
-    if category == "warped":
-        cases, _ = _warped(first.pixels, 3, seed)
-        return cases, ["all"] * len(cases), kind
-    cases = []
     for i in range(1, 4):
         viewpoint = float(np.random.default_rng([seed + i, 4]).uniform(0.4, 1.0))
         second = sample_scene(seed, SCENE_SIDE, kind, clutter=True, style=style, viewpoint=viewpoint)
@@ -168,7 +170,7 @@ def _turned(first: SceneImage, second: SceneImage, seed: int) -> list[Case]:
         return []
     points, seen = (torch.tensor([scene.keypoints[name] for name in names]) for scene in (first, second))
     moved = apply_homography(copy.matrix, seen)
-    inside = _inside(moved, copy.target)
+    inside = ((moved >= 0) & (moved <= SCENE_SIDE - 1)).all(1)
     if not bool(inside.any()):
         return []
     there, here = points[inside], moved[inside]
@@ -179,31 +181,25 @@ def _turned(first: SceneImage, second: SceneImage, seed: int) -> list[Case]:
 
 
 def _photographs(name: str, turn: int, seed: int) -> tuple[list[Case], list[str], str]:
-    cases, clusters = _warped(photograph(name, PHOTOGRAPH_SIDE), 4, seed)
-    return cases, clusters, name
+    """Four copies of a photograph; the pairs of one copy are a cluster, as it is the copies that are drawn."""
+    picture = photograph(name, PHOTOGRAPH_SIDE)
+    pairs = [warped_copy(picture, grid=_GRID, seed=seed + i) for i in range(4)]
+    cases = [
+        dataclasses.replace(case, source=one, target=other)  # one object for the picture in all of its pairs
+        for pair in pairs
+        for case, (one, other) in zip(
+            _both_ways(pair, PHOTOGRAPH_SIDE), ((picture, pair.target), (pair.target, picture)), strict=True
+        )
+    ]
+    return cases, [f"copy {i // 2}" for i in range(len(cases))], name
 
 
-def _warped(picture: np.ndarray, copies: int, seed: int) -> tuple[list[Case], list[str]]:
-    """A picture and rotated, scaled, recoloured copies of it, both ways; the pairs of one copy are a cluster.
-
-    Points lie on a grid of the source; the reference length is the larger side of the picture.
-    """
-    cases, clusters, side = [], [], max(picture.shape[:2])
-    for i in range(copies):
-        pair = warped_copy(picture, grid=_GRID, seed=seed + i)
-        cases.append(Case(picture, pair.target, pair.source_points, pair.target_points, float(side), pair.matrix))
-        back = torch.linalg.inv(pair.matrix)
-        points = grid_points((picture.shape[0], picture.shape[1]), side / _GRID)
-        there = apply_homography(back, points)
-        inside = _inside(there, picture)
-        cases.append(Case(pair.target, picture, points[inside], there[inside], float(side), back))
-        clusters += [f"copy {i}"] * 2
-    return cases, clusters
-
-
-def _inside(points: Tensor, picture: np.ndarray) -> Tensor:
-    """(K,) bool: which points lie inside the picture."""
-    return ((points >= 0) & (points <= torch.tensor([picture.shape[1] - 1, picture.shape[0] - 1]))).all(1)
+def _both_ways(pair: WarpedPair, length: float) -> list[Case]:
+    there, here = pair.source_points, pair.target_points
+    return [
+        Case(pair.source, pair.target, there, here, float(length), pair.matrix),
+        Case(pair.target, pair.source, here, there, float(length), torch.linalg.inv(pair.matrix)),
+    ]
 
 
 _HARD = "every second group in clutter, turned away by up to 27 degrees, something before it"
@@ -225,11 +221,11 @@ PAIR_SETS: dict[str, PairSet] = {
             "semantic", 0.18, 6, HELD_OUT_STYLES, 2, _instances_in_style,
         ),
         PairSet(
-            "geometric", "One cluttered scene and its copy, and one instance from the front and turned away by up to "
-            f"55 degrees; {_WARP}.", "geometric", 0.18, 6, ("warped", "turned"), 3, _two_views,
+            "geometric", "Two perspective views of one cluttered scene; one instance from the front and turned away "
+            f"by 13 to 55 degrees, {_WARP}.", "geometric", 0.18, 6, ("views", "turned"), 3, _two_views,
         ),
         PairSet(
-            "photographs", f"Photographs that lie in scikit-image's package and their copies; {_WARP}.",
+            "photographs", f"Photographs that lie in scikit-image's package and their copies, {_WARP}.",
             "geometric", 0.16, 8, PHOTOGRAPHS, 4, _photographs, VALIDATION_PHOTOGRAPHS,
         ),
     )

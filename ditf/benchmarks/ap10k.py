@@ -23,14 +23,23 @@ import numpy as np
 from ..errors import InputError
 from .pairs import Pair, PairSet, Problems, check_split, read_json
 from .protocols import PROTOCOLS, Protocol
+from .symmetry import Symmetry, geometry_aware, mirror_places, of_names
 
-__all__ = ["MARKER", "check", "protocols", "read", "root_of"]
+__all__ = ["MARKER", "POINTS", "SYMMETRY", "check", "protocols", "read", "root_of"]
 
 SPLITS = (
     "test", "test_cross_species", "test_cross_family", "val", "val_cross_species", "val_cross_family", "trn",
 )  # fmt: skip
 MARKER = "ditf-pairs.json"
 """Written by ``ditf data prepare``: says that the pair lists are ditf's, and their hashes."""
+
+POINTS = (
+    "left eye", "right eye", "nose", "neck", "root of tail", "left shoulder", "left elbow", "left front paw",
+    "right shoulder", "right elbow", "right front paw", "left hip", "left knee", "left back paw", "right hip",
+    "right knee", "right back paw",
+)  # fmt: skip
+"""Names of the 17 points, in their order."""
+SYMMETRY = of_names(POINTS, {"by": "the points' names", "note": "GeoAware-SC's own list of groups may differ"})
 
 _RELEASED = dataclasses.replace(
     PROTOCOLS["geoaware"],
@@ -54,8 +63,11 @@ def root_of(folder: Path) -> Path:
                      "the folder ap-10k of the unpacked archive")  # fmt: skip
 
 
-def read(folder: Path, split: str, protocol: Protocol) -> PairSet:
+def read(folder: Path, split: str, protocol: Protocol, symmetry: Symmetry | None = None) -> PairSet:
     """The pairs of PairAnnotation/{split}, category by category, in sorted order.
+
+    Args:
+        symmetry: by the positions of the points ("0" to "16") and the pairs' categories; None: by their names.
 
     Raises:
         InputError: no such split, pairs that were never prepared, or none to score.
@@ -67,7 +79,7 @@ def read(folder: Path, split: str, protocol: Protocol) -> PairSet:
         raise InputError(
             f"--data: {root / 'PairAnnotation' / split} has no pairs; make them: ditf data prepare ap10k {root}"
         )
-    known = _categories(root, split)
+    known, symmetry = _categories(root, split), symmetry or SYMMETRY
     annotations: dict[Path, dict[str, Any] | None] = {}
     pairs = []
     for path in files:
@@ -75,12 +87,14 @@ def read(folder: Path, split: str, protocol: Protocol) -> PairSet:
         if category not in known:
             problems.add("unknown category", f"{path.name} ({category})")
             continue
-        pair = _pair(root, path, category, protocol, annotations, problems)
+        pair = _pair(root, path, category, protocol, symmetry, annotations, problems)
         if pair is not None:
             pairs.append(pair)
     if not pairs:
         raise InputError(f"--data: {root} has no pair to score in {split} ({'; '.join(problems.sentences())})")
-    return PairSet("ap10k", split, root, tuple(pairs), problems, {"pairs_listed": len(files), **_origin(root)})
+    symmetry.check({pair.category for pair in pairs})
+    facts = {"pairs_listed": len(files), **_origin(root), "symmetry": dict(symmetry.about)}
+    return PairSet("ap10k", split, root, tuple(pairs), problems, facts)
 
 
 def check(folder: Path) -> list[str]:
@@ -148,8 +162,8 @@ def _image_path(root: Path, annotation: Path) -> Path:
 
 
 def _pair(
-    root: Path, path: Path, category: str, protocol: Protocol, known: dict[Path, dict[str, Any] | None],
-    problems: Problems,
+    root: Path, path: Path, category: str, protocol: Protocol, symmetry: Symmetry,
+    known: dict[Path, dict[str, Any] | None], problems: Problems,
 ) -> Pair | None:  # fmt: skip
     """None where it cannot be scored; the reason is noted."""
     name = f"PairAnnotation/{path.parent.name}/{path.name}"
@@ -187,10 +201,18 @@ def _pair(
     factors = (flags[0][seen] / 2, flags[1][seen] / 2) if protocol.visible == 1 else None
     images = [_image_path(root, annotation) for annotation, _ in sides]
     lengths = {"box": max(width, height), "box width": width, "box height": height}
+    ids, target_ids = _ids(seen), _ids(flags[1] >= protocol.visible)
+    places = {i: tuple(points[0][int(i)]) for i in _ids(flags[0] >= protocol.visible)}
     return Pair(
         path.name[: -len(".json")], category, images[0], images[1], sizes[0], sizes[1], points[0][seen],
         points[1][seen], lengths, species[0], species[1], factors,
+        geometry_aware(ids, target_ids, symmetry.groups(category)), mirror_places(ids, places, symmetry, category),
     )  # fmt: skip
+
+
+def _ids(shown: np.ndarray) -> list[str]:
+    """Positions of the points that are."""
+    return [str(i) for i in np.flatnonzero(shown)]
 
 
 def _key_points(annotation: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..store import weights_digest
 from ..types import FeatureMap
 from .methods import Method, ModelMethod, Picture
@@ -24,18 +25,27 @@ SIDE_TOKENS = 60  # along the longer side, as GeoAware-SC and sd-dino take DINOv
 class FusedMethod:
     """Both features of a picture side by side, each of unit length, on the model's grid.
 
-    The reference projects every pair's features to 1280 channels together; here they are matched as they are, since a
-    projection per pair would need every picture's features again for every pair.
+    DiTF projects the features of the two images of a pair to 1280 channels together (arXiv 2505.18584, appendix,
+    Eq. 14). That is a decomposition for every pair: seconds on a GPU, half a minute on one core of a CPU.
 
     Args:
         name: of its row.
         base: the model; its own row can be filled from the same forward.
         dino: the other backbone.
         protocol: how pictures are brought to both.
+        channels: principal components that a pair's features are projected to when they are matched; None: as they
+            are. The features in the store are the same.
+
+    Raises:
+        InputError: channels below 1.
     """
 
-    def __init__(self, name: str, base: ModelMethod, dino: DinoExtractor, protocol: Protocol) -> None:
-        self.name, self.base, self.dino, self.protocol = name, base, dino, protocol
+    def __init__(
+        self, name: str, base: ModelMethod, dino: DinoExtractor, protocol: Protocol, channels: int | None = None
+    ) -> None:
+        if channels is not None and channels < 1:
+            raise InputError.of("--fuse-channels", channels, "at least one channel")
+        self.name, self.base, self.dino, self.protocol, self.channels = name, base, dino, protocol, channels
         self.device, self.backend = base.device, base.backend
         self._weights: str | None = None
         base.followers.append(self)
@@ -49,7 +59,8 @@ class FusedMethod:
 
     def card(self) -> dict[str, Any]:
         """For a result file."""
-        return {**self.base.card(), "fused_with": self.about()["dino"], "projection": None}
+        projection = None if self.channels is None else {"channels": self.channels, "of": "both images of a pair"}
+        return {**self.base.card(), "fused_with": self.about()["dino"], "projection": projection}
 
     def about_picture(self, picture: Picture) -> dict[str, Any]:
         return self.base.about_picture(picture)

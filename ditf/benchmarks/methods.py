@@ -34,16 +34,18 @@ PATCH, PATCH_SIDE, PATCH_STRIDE = 17, 256, 8
 
 @dataclass(frozen=True)
 class Picture:
-    """One image under one prompt category: what features are computed once for."""
+    """One image under one prompt category, or its mirror image: what features are computed once for."""
 
     path: Path
     info: ImageInfo
     category: str
+    mirrored: bool = False
 
     def pixels(self) -> Image.Image:
-        """RGB as stored: annotations know nothing of EXIF rotation."""
+        """RGB as stored (annotations know nothing of EXIF rotation), left and right exchanged where it is mirrored."""
         with Image.open(self.path) as image:
-            return Image.fromarray(np.asarray(image.convert("RGB")))
+            pixels = np.asarray(image.convert("RGB"))
+        return Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if self.mirrored else pixels)
 
 
 class Method(Interface):
@@ -83,6 +85,8 @@ def key_of(method: Method, picture: Picture) -> str:
     from .. import __version__
 
     about = {"image": picture.info.digest, "method": method.about(), "picture": method.about_picture(picture)}
+    if picture.mirrored:
+        about["mirrored"] = True
     return digest({**about, "ditf": __version__})
 
 

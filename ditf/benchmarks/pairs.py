@@ -79,6 +79,9 @@ class Pair:
         source_prompt, target_prompt: what fills ``{category}`` in the prompt of each image.
         factors: by what the points of source and target are multiplied once they are on the canvas, (K,) each, where a
             published evaluator does that to points it takes for half visible; None: they are not.
+        geometry: (K,) bool which points are geometry-aware, see :mod:`ditf.benchmarks.symmetry`; None: not known.
+        counterparts: (K, 2) float64 where in the source each point's counterpart in a mirror is, NaN where it is not
+            seen; None: not known.
     """
 
     name: str
@@ -93,6 +96,8 @@ class Pair:
     source_prompt: str
     target_prompt: str
     factors: tuple[np.ndarray, np.ndarray] | None = None
+    geometry: np.ndarray | None = None
+    counterparts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,12 +43,14 @@ protocols: dict[str, Protocol] = {
         _of("ditf-code", about="DiTF's released matching; no source says which length it scores PF-PASCAL by: image"),
         _of("ditf-paper"),
         _of("dift"),
+        _of("sd4match", length="compare"),
+        _of("sd4match-softmax", length="compare"),
         _of("geoaware", arithmetic="float32", annotations="pairs"),
         _of("geoaware-window", arithmetic="float32", annotations="pairs"),
         _of("geoaware-window-strict", arithmetic="float32", annotations="pairs"),
         _of("sd-dino", arithmetic="float32"),
         _of(
-            "ditf-code", name="hpf", about="hpf, CATs, SD4Match: larger side of the target image, mean over pairs",
+            "ditf-code", name="hpf", about="hpf, CATs: larger side of the target image, mean over pairs",
             lookup="exact", arithmetic="float32", headline="image_micro",
         ),
         _of(

@@ -44,12 +44,14 @@ protocols: dict[str, Protocol] = {
         _of("ditf-code", about="DiTF's released matching; it reports no PF-WILLOW: extent of the target's points"),
         _of("ditf-paper"),
         _of("dift"),
+        _of("sd4match", length="compare box"),
+        _of("sd4match-softmax", length="compare box"),
         _of("geoaware"),
         _of("geoaware-window"),
         _of("geoaware-window-strict"),
         _of("sd-dino"),
         _of(
-            "ditf-code", name="hpf", about="hpf as corrected, SD4Match: extent of the target's points, mean over pairs",
+            "ditf-code", name="hpf", about="hpf as corrected: extent of the target's points, mean over pairs",
             lookup="exact", arithmetic="float32", headline="image_micro",
         ),
         _of(
@@ -152,12 +154,16 @@ def _pair(root: Path, number: int, row: list[str], protocol: Protocol, problems:
     if not len(points):
         problems.add("pair without points", name)
         return None
+    width, height = (truth.max(0) - truth.min(0)).tolist()
     lengths = {
-        "target points": _extent(truth),
+        "target points": max(width, height),
+        "box width": width,
+        "box height": height,
         "source points": _extent(points),
         "padded target points": _extent(np.concatenate([truth, [[-1.0, -1.0]]])),
     }
-    if not lengths.get(protocol.length, 1.0) > 0:
+    needed = "target points" if protocol.length == "compare box" else protocol.length
+    if not lengths.get(needed, 1.0) > 0:
         problems.add("pair with an empty box", name)
         return None
     prompt = category.partition("(")[0]

@@ -39,7 +39,9 @@ class Protocol:
         match: "pixels": the first best pixel of the target in raster order, features upsampled bilinearly and then
             normalised (DIFT, DiTF). "patches": the first best token. "window": that, then the expectation under a
             softmax over all tokens of the similarity multiplied by a box mask (GeoAware-SC). "window-strict": the same
-            with nothing outside the box.
+            with nothing outside the box. "softmax": the expectation under a softmax over all tokens, "kernel-softmax":
+            the same of the similarity times a Gaussian around the best token; both stretch the image to ``compare``,
+            whose corners are the centres of the corner tokens (SD4Match).
         canvas: side of the square on which points are compared, or None: the original image.
         hit: where in its cell, of 14 pixels on the published canvas, a patch says it found the point.
         window: cells on each side of the best one that the box mask keeps.
@@ -48,13 +50,15 @@ class Protocol:
         operator, arithmetic: see :func:`ditf.benchmarks.scores.within`.
         alphas: thresholds, the one its authors quote first.
         length: which reference length: "image" (larger side of the target), "compare" (larger side of ``compare``),
-            "compare box" (larger side of the target's box, scaled like the errors), or one that the data set's
-            annotations give.
+            "compare box" (larger side of the target's box, of its points on PF-WILLOW, scaled like the errors), or one
+            that the data set's annotations give.
         prompt: template given to the model, or None: the model's own.
         headline: the average its authors print, of :data:`ditf.benchmarks.scores.AGGREGATES`.
         annotations: "pairs": the pair files' points; "images": those that both image files have (GeoAware-SC).
         visible: least value of an AP-10K point's flag that counts; GeoAware-SC's own code takes 1 as well, and then
             halves that point's coordinates.
+        align_pose: match the mirrored source instead wherever that is nearer to the target (GeoAware-SC's adaptive pose
+            alignment), each point by its counterpart; see :mod:`ditf.benchmarks.poses`.
     """
 
     name: str
@@ -62,7 +66,7 @@ class Protocol:
     resize: Literal["longest", "stretch", "square"]
     size: int
     resample: Literal["bicubic", "lanczos"] = "bicubic"
-    match: Literal["pixels", "patches", "window", "window-strict"] = "pixels"
+    match: Literal["pixels", "patches", "window", "window-strict", "softmax", "kernel-softmax"] = "pixels"
     canvas: int | None = None
     hit: float = 7.0
     window: int = 5
@@ -76,11 +80,25 @@ class Protocol:
     headline: str = "point_micro"
     annotations: Literal["pairs", "images"] = "pairs"
     visible: int = 2
+    align_pose: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         values = dataclasses.asdict(self)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def with_pose(self) -> Protocol:
+        """This protocol with pose alignment.
+
+        Raises:
+            InputError: it alters the coordinates of single points, of which a counterpart knows nothing.
+        """
+        if self.visible < 2:
+            raise InputError(f"--align-pose: protocol {self.name} halves coordinates of some points; give geoaware")
+        return dataclasses.replace(
+            self, name=f"{self.name}+pose", about=f"{self.about}; the mirrored source where it matches better",
+            align_pose=True,
+        )  # fmt: skip
 
 
 _GEOAWARE = Protocol(
@@ -88,6 +106,13 @@ _GEOAWARE = Protocol(
     "GeoAware-SC: 840 canvas, best of 60 x 60 patches (its SOFT_EVAL switched off), scored per image",
     resize="square", size=960, resample="lanczos", match="patches", canvas=840, operator="<", arithmetic="alpha32",
     headline="image_micro", annotations="images",
+)  # fmt: skip
+
+_SD4MATCH = Protocol(
+    "sd4match",
+    "SD4Match: 768 x 768, soft-argmax over all tokens under a Gaussian around the best one, scored per image",
+    resize="stretch", size=768, match="kernel-softmax", lookup="exact", arithmetic="float32", compare=(768, 768),
+    alphas=(0.1, 0.05, 0.15), length="compare box", headline="image_micro",
 )  # fmt: skip
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -110,10 +135,14 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "hpf",
-            "hpf, CATs, SD4Match: errors and box stretched to a square, mean over pairs; the place is the best pixel "
-            "of the image, not their own soft-argmax",
+            "hpf, CATs: errors and box stretched to a square, mean over pairs; the place is the best pixel of the "
+            "image, not their own soft-argmax",
             resize="stretch", size=768, lookup="exact", arithmetic="float32", compare=(768, 768),
             length="compare box", headline="image_micro",
+        ),
+        _SD4MATCH,
+        dataclasses.replace(
+            _SD4MATCH, name="sd4match-softmax", about="the same without the Gaussian", match="softmax",
         ),
         _GEOAWARE,
         dataclasses.replace(
@@ -201,6 +230,9 @@ class Framed:
         points, truth: (K, 2) float64 source points, and where they should be found.
         length: reference length in this frame.
         clipped: how many source points were moved to the border.
+        geometry: (K,) bool, as :class:`ditf.benchmarks.pairs.Pair` has it.
+        mirrored: (K, 2) float64 where the features of the mirrored source are taken, NaN where the source does not show
+            a point's counterpart; None unless the protocol aligns poses.
     """
 
     pair: Pair
@@ -211,6 +243,8 @@ class Framed:
     truth: np.ndarray
     length: float
     clipped: int
+    geometry: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
 
 
 def frame_pair(
@@ -233,20 +267,46 @@ def frame_pair(
         if pair.factors is not None:
             points, truth = points * pair.factors[0][:, None], truth * pair.factors[1][:, None]
         source_size = target_size = (protocol.canvas, protocol.canvas)
-    lookup = np.trunc(points) if protocol.lookup == "integer" and protocol.canvas is None else points
-    clipped = np.clip(lookup, 0, np.array(source_size[::-1]) - 1)
-    # On the canvas a point is looked up by the patch it is in, so all of [0, side) is inside.
-    beyond = np.asarray((lookup < 0) | (lookup >= np.array(source_size[::-1])))
-    bad = np.asarray(beyond.any(1))
+    clipped, bad = _inside(points, protocol, source_size)
     if outside == "error" and bad.any():
         where = pair.points[bad][0].tolist()
         raise InputError(f"{pair.name}: point {where} is outside its image; give --outside clip or drop")
-    if protocol.canvas is not None:
-        clipped = np.where(beyond, clipped, lookup)
+    geometry, mirrored = pair.geometry, _mirrored(pair, protocol, sizes[0], source_size)
     if outside == "drop":
         keep = ~bad
         clipped, points, truth, bad = clipped[keep], points[keep], truth[keep], bad[keep]
-    return Framed(pair, source_size, target_size, clipped, points, truth, length, int(bad.sum()))
+        geometry, mirrored = (None if marks is None else marks[keep] for marks in (geometry, mirrored))
+    return Framed(
+        pair, source_size, target_size, clipped, points, truth, length, int(bad.sum()), geometry, mirrored
+    )  # fmt: skip
+
+
+def _inside(points: np.ndarray, protocol: Protocol, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(K, 2) where features are taken, moved into the frame (H, W), and (K,) bool which ones were moved."""
+    lookup = np.trunc(points) if protocol.lookup == "integer" and protocol.canvas is None else points
+    clipped = np.clip(lookup, 0, np.array(size[::-1]) - 1)
+    # On the canvas a point is looked up by the patch it is in, so all of [0, side) is inside.
+    beyond = np.asarray((lookup < 0) | (lookup >= np.array(size[::-1])))
+    if protocol.canvas is not None:
+        clipped = np.where(beyond, clipped, lookup)
+    return clipped, np.asarray(beyond.any(1))
+
+
+def _mirrored(pair: Pair, protocol: Protocol, image_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray | None:
+    """(K, 2) the counterparts' places in the mirrored image, in its frame; x becomes W - 1 - x."""
+    if not protocol.align_pose:
+        return None
+    if pair.counterparts is None:
+        raise InputError(
+            f"--align-pose: {pair.name} does not say which points change places in a mirror; give --symmetry FILE.json"
+        )
+    places = pair.counterparts
+    if protocol.lookup == "integer" and protocol.canvas is None:
+        places = np.trunc(places)
+    places = np.stack([image_size[1] - 1 - places[:, 0], places[:, 1]], 1)
+    if protocol.canvas is not None:
+        places = _to_canvas(places, image_size, protocol.canvas)
+    return _inside(places, protocol, size)[0]
 
 
 def _length(pair: Pair, protocol: Protocol, target_size: tuple[int, int]) -> float:

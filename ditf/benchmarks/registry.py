@@ -28,6 +28,7 @@ class Benchmark:
         folder: what its archive unpacks to.
         protocol: by default.
         kind: "pairs" of points; "planes" and "video" are read into what their modules say, by protocols of theirs.
+        named_points: whether its points have ids, so that ``read`` takes a :class:`ditf.benchmarks.symmetry.Symmetry`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Benchmark:
     folder: str
     protocol: str
     kind: Literal["pairs", "planes", "video"] = "pairs"
+    named_points: bool = False
 
     @property
     def about(self) -> dict[str, str]:
@@ -81,6 +83,7 @@ BENCHMARKS = {
             "images from PASCAL VOC 2012 and PASCAL 3D+ (Flickr's terms of use); for research",
             "SPair-71k",
             "ditf-code",
+            named_points=True,
         ),
         Benchmark(
             "ap10k",
@@ -90,6 +93,7 @@ BENCHMARKS = {
             "CC BY 4.0, as its repository says; the images belong to their owners",
             "ap-10k",
             "geoaware",
+            named_points=True,
         ),
         Benchmark(
             "pfpascal",

@@ -28,15 +28,18 @@ FORMAT = "ditf result"
 _VERSION = 1
 
 
-def hits_of(found: Sequence[Found], pairs: Sequence[Framed], protocol: Protocol, alpha: float) -> np.ndarray:
-    """(P,) correct points of each pair."""
-    return np.array(
-        [
-            within(one.errors, pair.length, alpha, protocol.operator, protocol.arithmetic).sum()
-            for one, pair in zip(found, pairs, strict=True)
-        ],
-        np.int64,
-    )
+def hits_of(
+    found: Sequence[Found], pairs: Sequence[Framed], protocol: Protocol, alpha: float,
+    subset: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """(P,) correct points of each pair; of a subset, those of its points (K,) bool of each pair."""
+    right = [
+        within(one.errors, pair.length, alpha, protocol.operator, protocol.arithmetic)
+        for one, pair in zip(found, pairs, strict=True)
+    ]
+    if subset is not None:
+        right = [one[own] for one, own in zip(right, subset, strict=True)]
+    return np.array([one.sum() for one in right], np.int64)
 
 
 def result_document(
@@ -77,9 +80,11 @@ def result_document(
                 "name": name,
                 "pck": {_key(alpha): _rounded(aggregate(categories, of[alpha], counts)) for alpha in protocol.alphas},
                 "categories": _categories(categories, of, counts, protocol),
+                **_poses(evaluation.found[name]),
             }
             for name, of in hits.items()
         ],
+        **_geometry_aware(evaluation),
         "published": [row.to_dict() for row in rows_for(pairs.benchmark, pairs.split)],
         "pairs": [
             {
@@ -98,10 +103,48 @@ def result_document(
                     for name, found in evaluation.found.items()
                     if name != "identity"
                 },
+                **({} if one.geometry is None else {"geometry_aware": np.flatnonzero(one.geometry).tolist()}),
+                **(
+                    {"mirrored": {n: f[i].mirrored for n, f in evaluation.found.items() if n != "identity"}}
+                    if protocol.align_pose
+                    else {}
+                ),
             }
             for i, one in enumerate(framed)
         ],
     }
+
+
+def _geometry_aware(evaluation: Evaluation) -> dict[str, Any]:
+    """The averages over the points that have company of their own kind in the target, where the data set tells."""
+    protocol = evaluation.protocol
+    marks = [one.geometry if one.geometry is not None else np.zeros(len(one.truth), bool) for one in evaluation.pairs]
+    if all(one.geometry is None for one in evaluation.pairs):
+        return {}
+    some = [i for i, own in enumerate(marks) if own.any()]
+    pairs, subset = [evaluation.pairs[i] for i in some], [marks[i] for i in some]
+    counts, categories = np.array([own.sum() for own in subset]), [one.pair.category for one in pairs]
+    methods = []
+    for name, found in evaluation.found.items() if some else ():
+        own = [found[i] for i in some]
+        pck = {
+            _key(a): _rounded(aggregate(categories, hits_of(own, pairs, protocol, a, subset), counts))
+            for a in protocol.alphas
+        }
+        methods.append({"name": name, "pck": pck})
+    about = "points of whose kind the target shows two or more, such as both ears"
+    return {
+        "geometry_aware": {
+            "about": about, "pairs": len(some), "points": int(counts.sum()), "of_points": sum(map(len, marks)),
+            "methods": methods,
+        }
+    }  # fmt: skip
+
+
+def _poses(found: Sequence[Found]) -> dict[str, Any]:
+    """How many pairs were matched from the mirrored source, where there was a choice."""
+    chosen = [one.mirrored for one in found if one.mirrored is not None]
+    return {"mirrored_pairs": sum(chosen)} if chosen else {}
 
 
 def _categories(
@@ -177,6 +220,12 @@ def to_csv(document: Mapping[str, Any]) -> str:
             values = [method["pck"][a][f"{k}_{kind}"] for a in alphas for k in ("point", "image")]
             counts = document["counts"]
             writer.writerow([method["name"], f"all, {kind}", counts["pairs"], counts["points"], *values])
+        aware = {one["name"]: one for one in document.get("geometry_aware", {}).get("methods", [])}
+        if (one := aware.get(method["name"])) is not None:
+            about = document["geometry_aware"]
+            for kind in ("micro", "macro"):
+                values = [one["pck"][a][f"{k}_{kind}"] for a in alphas for k in ("point", "image")]
+                writer.writerow([one["name"], f"geometry-aware, {kind}", about["pairs"], about["points"], *values])
         weighted = [v for a in alphas for v in (method["pck"][a]["point_pairweighted"], "")]
         writer.writerow([method["name"], "all, by pairs", counts["pairs"], counts["points"], *weighted])
     return text.getvalue()
@@ -204,15 +253,21 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         f"### {document['data']['title']}, {document['split']}, protocol {protocol['name']}",
         "",
         f"{counts['pairs']} pairs, {counts['points']} points, {counts['images']} images. Reference length: "
-        f"{protocol['length']}; a point is right if its error is {protocol['operator']} alpha times that.",
+        f"{protocol['length']}; a point is right if its error is {protocol['operator']} alpha times that."
+        + _sampled(document),
         "",
         "| method | alpha | " + " | ".join(AGGREGATES) + " |",
         "|---|---|" + "---|" * len(AGGREGATES),
     ]
-    for method in document["methods"]:
-        for a in alphas:
-            values = " | ".join(f"{method['pck'][a][k]:.2f}" for k in AGGREGATES)
-            lines.append(f"| {method['name']} | {a} | {values} |")
+    lines += _rows(document["methods"], alphas)
+    if (aware := document.get("geometry_aware")) is not None:
+        lines += [
+            "",
+            f"Geometry-aware subset, {aware['points']} points of {aware['pairs']} pairs: {aware['about']}.",
+            "",
+        ]
+        lines += ["| method | alpha | " + " | ".join(AGGREGATES) + " |", "|---|---|" + "---|" * len(AGGREGATES)]
+        lines += _rows(aware["methods"], alphas)
     first = document["methods"][0]
     lines += ["", f"PCK@{alphas[0]} of {first['name']} by category:", "", "| category | pairs | point | image |"]
     lines.append("|---|---|---|---|")
@@ -234,6 +289,23 @@ def to_markdown(document: Mapping[str, Any]) -> str:
                 f"| {row['method']} | {row['alpha']:g} | {row['value']:g} | {average} | {row['source']}{note} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _sampled(document: Mapping[str, Any]) -> str:
+    sample = document["data"].get("sample")
+    return (
+        ""
+        if sample is None
+        else f" A sample: {sample['pairs_of_a_category']} pairs of every category, with replacement."
+    )
+
+
+def _rows(methods: Sequence[Mapping[str, Any]], alphas: Sequence[str]) -> list[str]:
+    return [
+        f"| {method['name']} | {a} | " + " | ".join(f"{method['pck'][a][k]:.2f}" for k in AGGREGATES) + " |"
+        for method in methods
+        for a in alphas
+    ]
 
 
 def to_latex(document: Mapping[str, Any]) -> str:

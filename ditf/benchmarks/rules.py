@@ -25,8 +25,12 @@ __all__ = ["MatchDtype", "best_places", "queries_at"]
 MatchDtype = Literal["float32", "float16"]
 
 _TEMPERATURE = 0.02  # of the window soft-argmax, as published
+_SOFT_TEMPERATURE, _SIGMA = 0.04, 7.0  # of SD4Match's soft-argmax, and of its Gaussian, in tokens
+_MARGIN = 1e-4  # pixels by which SD4Match keeps points off the border
 _CELL = 14.0  # pixels of a patch on the published canvas, in which ``hit`` is given
 _PACK = 64  # targets in one call on a GPU
+
+_SOFT = ("softmax", "kernel-softmax")
 
 Size = tuple[int, int]
 
@@ -41,15 +45,21 @@ def queries_at(features: FeatureMap, lookup: np.ndarray, size: Size, protocol: P
         dtype: "float16" reproduces DiTF's arithmetic: the map is upsampled in float16 and read at whole pixels.
     """
     device = features.tokens.device
+    if protocol.match in _SOFT:
+        places = torch.from_numpy(_to_tokens(lookup, size, features.grid, protocol))
+        return sample_grid(features.tokens, features.grid, features.grid, places.to(device, _exact(device)))
     if protocol.match != "pixels":
         return features.tokens[_cell_of(torch.from_numpy(lookup), features.grid, size).to(device)].float()
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    points = torch.from_numpy(np.ascontiguousarray(lookup)).to(exact).to(device)
+    points = torch.from_numpy(np.ascontiguousarray(lookup)).to(_exact(device)).to(device)
     if dtype == "float32":
         return sample_grid(features.tokens, features.grid, size, points)
     pixels = _upsampled_half(features, size)  # (D, H, W)
     at = points.long()
     return pixels[:, at[:, 1], at[:, 0]].T.contiguous()
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def best_places(
@@ -68,6 +78,8 @@ def best_places(
     for query, target in zip(queries, targets, strict=True):
         if query.shape[1] != target.tokens.shape[1]:
             raise InputError.of("features", f"{query.shape[1]} channels", f"{target.tokens.shape[1]}, as the target")
+    if protocol.match in _SOFT:
+        return [_soft(q, t, s, protocol) for q, t, s in zip(queries, targets, sizes, strict=True)]
     if protocol.match != "pixels":
         return [_patches(q, t, s, protocol, backend) for q, t, s in zip(queries, targets, sizes, strict=True)]
     if dtype == "float16":
@@ -156,3 +168,38 @@ def _window(query: Tensor, target: FeatureMap, index: Tensor, protocol: Protocol
     weight = (similarity.masked_fill(~inside, outside) / _TEMPERATURE).flatten(1).softmax(1).unflatten(1, (h, w))
     weight = weight.double()
     return (weight.sum(2) * rows).sum(1), (weight.sum(1) * columns).sum(1)
+
+
+# --- soft-argmax over all tokens -------------------------------------------------------------------------------------
+
+
+def _to_tokens(points: np.ndarray, size: Size, grid: Size, protocol: Protocol) -> np.ndarray:
+    """(K, 2) columns and rows of the points (K, 2) of an image (H, W) that is stretched to the protocol's size."""
+    side = _stretched(protocol)
+    at = np.clip(points * (side / np.array(size[::-1], np.float64)), _MARGIN, side - 1 - _MARGIN)
+    return at * ((np.array(grid[::-1], np.float64) - 1) / (side - 1))
+
+
+def _stretched(protocol: Protocol) -> np.ndarray:
+    """(2,) width and height to which the protocol stretches images."""
+    if protocol.compare is None:
+        raise InputError.of("protocol", protocol.name, "one with a size to which images are stretched")
+    return np.array(protocol.compare, np.float64)
+
+
+def _soft(query: Tensor, target: FeatureMap, size: Size, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Expected place under a softmax over all tokens, corner tokens on the corners of the stretched image."""
+    h, w = target.grid
+    key = F.normalize(target.tokens.float(), dim=1)
+    similarity = F.normalize(query.to(key).float(), dim=1) @ key.T  # (K, h * w)
+    score, best = similarity.max(1)
+    rows, columns = torch.arange(h, device=key.device), torch.arange(w, device=key.device)
+    if protocol.match == "kernel-softmax":
+        down = (rows - best[:, None] // w).float().square()[:, :, None]
+        across = (columns - best[:, None] % w).float().square()[:, None]
+        similarity = similarity * torch.exp(-(down + across) / (2 * _SIGMA**2)).flatten(1)
+    weight = (similarity / _SOFT_TEMPERATURE).softmax(1).unflatten(1, (h, w)).cpu().double()
+    place = torch.stack([(weight.sum(1) * columns.cpu()).sum(1), (weight.sum(2) * rows.cpu()).sum(1)], 1)
+    side, cells = _stretched(protocol), np.maximum(np.array([w, h], np.float64) - 1, 1)
+    to_image = (side - 1) / cells * np.array(size[::-1], np.float64) / side
+    return place * torch.from_numpy(to_image), score.float().cpu()

@@ -13,11 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError
 from .pairs import Pair, PairSet, Problems, as_points, check_split, read_json
 from .protocols import PROTOCOLS, Protocol
+from .symmetry import Symmetry, geometry_aware, mirror_places
 
 __all__ = ["CATEGORIES", "PAIRS", "check", "protocols", "read", "root_of"]
 
@@ -43,18 +42,22 @@ def root_of(folder: Path) -> Path:
     raise InputError(f"--data: {folder} has no PairAnnotation; give the folder SPair-71k of the unpacked archive")
 
 
-def read(folder: Path, split: str, protocol: Protocol) -> PairSet:
+def read(folder: Path, split: str, protocol: Protocol, symmetry: Symmetry | None = None) -> PairSet:
     """The pairs of Layout/large/{split}.txt, or all of PairAnnotation/{split} in sorted order where that is missing.
 
+    Args:
+        symmetry: by the ids of the points ("0" to "29"), which have no names in the annotations: what is alike is not
+            known unless it is given.
+
     Raises:
-        InputError: no such split, or no pairs to score.
+        InputError: no such split, no pairs to score, or a category that ``symmetry`` leaves out.
     """
     check_split(split, SPLITS, "spair")
     root, problems = root_of(folder), Problems()
     names, listed = _names(root, split)
     pairs = []
     for name in names:
-        pair = _pair(root, split, name, protocol, problems)
+        pair = _pair(root, split, name, protocol, symmetry, problems)
         if pair is not None:
             pairs.append(pair)
     if not pairs:
@@ -62,7 +65,10 @@ def read(folder: Path, split: str, protocol: Protocol) -> PairSet:
             f"--data: {root} has no pair to score in PairAnnotation/{split} ({'; '.join(problems.sentences())}); "
             f"ditf data check {root} says what is missing"
         )
-    facts = {"list": listed, "pairs_listed": len(names), "pairs_of_the_whole_split": PAIRS[split]}
+    facts: dict[str, Any] = {"list": listed, "pairs_listed": len(names), "pairs_of_the_whole_split": PAIRS[split]}
+    if symmetry is not None:
+        symmetry.check({pair.category for pair in pairs})
+        facts["symmetry"] = dict(symmetry.about)
     return PairSet("spair", split, root, tuple(pairs), problems, facts)
 
 
@@ -107,11 +113,14 @@ def _image_paths(root: Path, name: str) -> list[Path]:
     return [root / "JPEGImages" / category / f"{part}.jpg" for part in parts[1:]]
 
 
-def _pair(root: Path, split: str, name: str, protocol: Protocol, problems: Problems) -> Pair | None:
+def _pair(
+    root: Path, split: str, name: str, protocol: Protocol, symmetry: Symmetry | None, problems: Problems
+) -> Pair | None:
     """None where it cannot be scored; the reason is noted."""
     content = read_json(root / "PairAnnotation" / split / f"{name}.json", problems, f"PairAnnotation/{split}/{name}")
     if content is None:
         return None
+    geometry = counterparts = None
     try:
         category = str(content["category"])  # never a part of the file's name: "cat" is one of "bobcat"
         if category not in CATEGORIES:
@@ -124,11 +133,19 @@ def _pair(root: Path, split: str, name: str, protocol: Protocol, problems: Probl
         if len(points) != len(truth) or len(box) != 4:
             raise ValueError("points or box do not fit")
         length = max(box[2] - box[0], box[3] - box[1])  # 1-based inclusive corners; the plain difference, no + 1
-        if protocol.annotations == "images":
-            common = _common_points(root, category, names, problems)
-            if common is None:
+        if protocol.annotations == "images" or symmetry is not None:
+            sides = _image_points(root, category, names, problems)
+            if sides is None:
                 return None
-            points, truth = common
+            ids = [str(i) for i in content.get("kps_ids", [])]
+            if protocol.annotations == "images":  # GeoAware-SC reads these, not the pair's
+                ids = sorted(set(sides[0]) & set(sides[1]), key=int)
+                points, truth = (as_points([side[i] for i in ids]) for side in sides)
+            if symmetry is not None:
+                if len(ids) != len(points):
+                    raise ValueError("ids do not fit")
+                geometry = geometry_aware(ids, sides[1], symmetry.groups(category))
+                counterparts = mirror_places(ids, sides[0], symmetry, category)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         problems.add("malformed annotation", f"PairAnnotation/{split}/{name}")
         return None
@@ -142,14 +159,15 @@ def _pair(root: Path, split: str, name: str, protocol: Protocol, problems: Probl
     return Pair(
         name, category, folder / names[0], folder / names[1], sizes[0], sizes[1], points, truth,
         {"box": length, "box width": box[2] - box[0], "box height": box[3] - box[1]}, category, category,
+        geometry=geometry, counterparts=counterparts,
     )  # fmt: skip
 
 
-def _common_points(
+def _image_points(
     root: Path, category: str, names: list[str], problems: Problems
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Points that both images' own annotations have (GeoAware-SC reads these, not the pair's); None where they cannot
-    be read, which is noted."""
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Id -> (x, y) of every point that source and target show, by their own annotations; None where one cannot be
+    read, which is noted."""
     found: list[dict[str, Any]] = []
     for name in names:
         path = root / "ImageAnnotation" / category / (Path(name).stem + ".json")
@@ -157,5 +175,4 @@ def _common_points(
         if content is None:
             return None
         found.append({k: v for k, v in content["kps"].items() if v is not None})
-    ids = sorted(set(found[0]) & set(found[1]), key=int)
-    return as_points([found[0][i] for i in ids]), as_points([found[1][i] for i in ids])
+    return found[0], found[1]

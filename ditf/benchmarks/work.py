@@ -17,10 +17,12 @@ from ..errors import ModelError, StoreError
 from ..store import FeatureStore, digest
 from ..types import FeatureMap, write_atomically
 from .fusion import FusedMethod
+from .jobs import Job, Numbered, PairJob, TargetsJob
 from .methods import Method, ModelMethod, Picture, key_of
 from .pairs import ImageInfo, Pair
+from .poses import mirrored_is_nearer, with_mirrored
 from .protocols import Framed, Protocol, errors_in_frame
-from .rules import MatchDtype, best_places, queries_at
+from .rules import MatchDtype, queries_at
 from .workers import Workers
 
 __all__ = ["Found", "Progress", "Work", "found_at", "sides_of"]
@@ -32,7 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 UNIT_PAIRS = 256  # of one file of results
 _MEMORY = 1 << 30  # bytes of feature maps held at once
-_UNIT = 1  # version of those files
+_UNIT = 2  # version of those files
+_POSES = (None, False, True)  # as they are written there: no choice, as it is, mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,13 @@ class Found:
         predicted: (K, 2) float64 in the pair's frame; (-1, -1) where no place could be chosen.
         score: (K,) float32 cosine similarity, NaN there.
         errors: (K,) float64 in the units of the protocol, infinite there.
+        mirrored: whether the mirrored source was matched; None unless the protocol aligns poses.
     """
 
     predicted: np.ndarray
     score: np.ndarray
     errors: np.ndarray
+    mirrored: bool | None = None
 
 
 def sides_of(pair: Pair) -> tuple[tuple[Path, str], tuple[Path, str]]:
@@ -55,20 +60,18 @@ def sides_of(pair: Pair) -> tuple[tuple[Path, str], tuple[Path, str]]:
     return (pair.source, pair.source_prompt), (pair.target, pair.target_prompt)
 
 
-def found_at(predicted: np.ndarray, score: np.ndarray, framed: Framed, protocol: Protocol) -> Found:
+def found_at(
+    predicted: np.ndarray, score: np.ndarray, framed: Framed, protocol: Protocol, mirrored: bool | None = None
+) -> Found:
     """What was predicted in the frame that points are compared in, (K, 2) and (K,), with its errors there."""
-    return Found(predicted, score, errors_in_frame(predicted, framed, protocol))
-
-
-_Numbered = tuple[int, Framed]
-"""A pair and its position in the set."""
+    return Found(predicted, score, errors_in_frame(predicted, framed, protocol), mirrored)
 
 
 @dataclass(frozen=True, eq=False)
 class _Unit:
     """Some pairs of one category, ordered by target."""
 
-    pairs: tuple[_Numbered, ...]
+    pairs: tuple[Numbered, ...]
 
 
 class Work:
@@ -124,8 +127,11 @@ class Work:
     # --- features
 
     def _pictures(self, units: Sequence[_Unit]) -> list[Picture]:
-        sides = {side for unit in units for _, one in unit.pairs for side in sides_of(one.pair)}
-        return [Picture(path, self._images[path], category) for path, category in sorted(sides)]
+        pairs = [one.pair for unit in units for _, one in unit.pairs]
+        sides = {(*side, False) for pair in pairs for side in sides_of(pair)}
+        if self.protocol.align_pose:
+            sides |= {(pair.source, pair.source_prompt, True) for pair in pairs}
+        return [Picture(path, self._images[path], category, mirrored) for path, category, mirrored in sorted(sides)]
 
     def _count_features(self, methods: Sequence[Method], groups: list[list[_Unit]], missing: Mapping[Any, str]) -> None:
         self._features = self._features_done = 0
@@ -193,40 +199,83 @@ class Work:
     def _match(self, method: Method, unit: _Unit, key: str) -> dict[int, Found]:
         found: dict[int, Found] = {}
         with Workers(method.device) as workers:
-            queries: dict[int, torch.Tensor] = {}
-            for (path, category), group in _by(unit.pairs, lambda one: sides_of(one.pair)[0]):
-                features = self._map(method, Picture(path, self._images[path], category))
-                for i, one in group:
-                    queries[i] = queries_at(features, one.lookup, one.source_size, self.protocol, self.dtype)
-            jobs = (self._job(method, groups, queries) for groups in _batches(unit, method))
-            for some in workers.each(_solve, jobs):
-                found |= {i: found_at(place, score, one, self.protocol) for i, one, place, score in some}
+            mirrored = self._mirrored(method, unit, workers)
+            projected = _channels(method) is not None
+            jobs = (self._pair_jobs if projected else self._target_jobs)(method, unit, mirrored)
+            for some in workers.each(lambda job: job.solve(), jobs):
+                for i, one, place, score in some:
+                    found[i] = found_at(place, score, one, self.protocol, mirrored.get(i))
                 self._pairs_done += len(some)
                 self.progress("pairs", self._pairs_done, self._pairs)
         self._write(key, unit, found)
         return found
 
-    def _job(self, method: Method, groups: Sequence[list[_Numbered]], queries: dict[int, torch.Tensor]) -> _Job:
-        pairs = [group[0][1].pair for group in groups]
-        return _Job(
-            groups=groups,
-            queries=[torch.cat([queries.pop(i) for i, _ in group]) for group in groups],
-            maps=[self._map(method, Picture(p.target, self._images[p.target], p.target_prompt)) for p in pairs],
-            protocol=self.protocol,
-            dtype=self.dtype,
-            backend=method.backend,
+    def _target_jobs(self, method: Method, unit: _Unit, mirrored: Mapping[int, bool]) -> Iterator[Job]:
+        queries: dict[int, torch.Tensor] = {}
+        for side, group in _by(unit.pairs, lambda one: sides_of(one.pair)[0]):
+            features = self._map(method, self._picture(side))
+            for i, one in group:
+                queries[i] = queries_at(features, one.lookup, one.source_size, self.protocol, self.dtype)
+            turned = [(i, one) for i, one in group if mirrored.get(i)]
+            features = self._map(method, self._picture(side, mirrored=True)) if turned else features
+            for i, one in turned:
+                queries[i] = with_mirrored(queries[i], features, one, self.protocol, self.dtype)
+        for groups in _batches(unit, method):
+            targets = [sides_of(group[0][1].pair)[1] for group in groups]
+            yield TargetsJob(
+                groups=groups,
+                queries=[torch.cat([queries.pop(i) for i, _ in group]) for group in groups],
+                maps=[self._map(method, self._picture(target)) for target in targets],
+                protocol=self.protocol,
+                dtype=self.dtype,
+                backend=method.backend,
+            )
+
+    def _pair_jobs(self, method: Method, unit: _Unit, mirrored: Mapping[int, bool]) -> Iterator[Job]:
+        for i, one in unit.pairs:
+            source, target = sides_of(one.pair)
+            pictures = [self._picture(source), self._picture(target)]
+            pictures += [self._picture(source, mirrored=True)] if mirrored.get(i) else []
+            maps = [self._map(method, picture) for picture in pictures]
+            channels = _channels(method) or 0
+            yield PairJob(i, one, maps, channels, self.protocol, self.dtype, method.backend)
+
+    def _mirrored(self, method: Method, unit: _Unit, workers: Workers) -> dict[int, bool]:
+        """Of each pair whether its mirrored source is nearer to the target; of none unless poses are aligned."""
+        if not self.protocol.align_pose:
+            return {}
+        jobs = (
+            (
+                i,
+                self._map(method, self._picture(source)),
+                self._map(method, self._picture(source, mirrored=True)),
+                self._map(method, self._picture(target)),
+            )
+            for i, one in unit.pairs
+            for source, target in [sides_of(one.pair)]
         )
+
+        def solve(job: tuple[int, FeatureMap, FeatureMap, FeatureMap]) -> tuple[int, bool]:
+            return job[0], mirrored_is_nearer(*job[1:], self.protocol, method.backend)
+
+        return dict(workers.each(solve, jobs))
+
+    def _picture(self, side: tuple[Path, str], mirrored: bool = False) -> Picture:
+        return Picture(side[0], self._images[side[0]], side[1], mirrored)
 
     # --- units on disk
 
     def _unit_key(self, method: Method, unit: _Unit) -> str:
         """SHA-256 of all that decides a unit's numbers."""
         keys = {side: "" for _, one in unit.pairs for side in sides_of(one.pair)}
-        keys = {side: key_of(method, Picture(side[0], self._images[side[0]], side[1])) for side in keys}
+        keys = {side: key_of(method, self._picture(side)) for side in keys}
         p = self.protocol
-        rule = [p.match, p.canvas, p.hit, p.window, self.dtype, method.device.type, method.backend]
+        rule = [p.match, p.canvas, p.hit, p.window, p.compare, self.dtype, method.device.type, method.backend]
+        rule.append(_channels(method))
         pairs = [
-            [keys[side] for side in sides_of(one.pair)] + [one.lookup.tolist(), one.source_size, one.target_size]
+            [keys[side] for side in sides_of(one.pair)]
+            + [one.lookup.tolist(), one.source_size, one.target_size]
+            + ([] if one.mirrored is None else [np.where(np.isfinite(one.mirrored), one.mirrored, -1.0).tolist()])
             for _, one in unit.pairs
         ]
         return digest({"version": _UNIT, "rule": rule, "pairs": pairs})
@@ -238,6 +287,7 @@ class Work:
         tensors = {
             "predicted": np.concatenate([one.predicted for one in ordered]),
             "score": np.concatenate([one.score for one in ordered]),
+            "mirrored": np.array([_POSES.index(one.mirrored) for one in ordered], np.int8),
         }
         write_atomically(self.units / f"{key}.safetensors", save(tensors))
 
@@ -251,16 +301,22 @@ class Work:
         ends = np.cumsum([len(one.truth) for _, one in unit.pairs])
         try:
             tensors = load_file(path)
-            predicted, score = tensors["predicted"], tensors["score"]
-            if len(predicted) != ends[-1] or len(score) != ends[-1]:
+            predicted, score, poses = tensors["predicted"], tensors["score"], tensors["mirrored"]
+            if len(predicted) != ends[-1] or len(score) != ends[-1] or len(poses) != len(ends):
                 raise ValueError(f"{len(predicted)} points, expected {ends[-1]}")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             log.warning("%s cannot be read (%s); computing it again", path, error)
             return None
-        parts = zip(np.split(predicted, ends[:-1]), np.split(score, ends[:-1]), strict=True)
+        parts = zip(np.split(predicted, ends[:-1]), np.split(score, ends[:-1]), poses.tolist(), strict=True)
         return {
-            i: found_at(p, s, one, self.protocol) for (i, one), (p, s) in zip(unit.pairs, parts, strict=True)
-        }  # fmt: skip
+            i: found_at(p, s, one, self.protocol, _POSES[pose])
+            for (i, one), (p, s, pose) in zip(unit.pairs, parts, strict=True)
+        }
+
+
+def _channels(method: Method) -> int | None:
+    """Principal components to which a pair's features are projected together, or None."""
+    return method.channels if isinstance(method, FusedMethod) else None
 
 
 def _groups(framed: Sequence[Framed]) -> list[list[tuple[int, Framed]]]:
@@ -284,33 +340,9 @@ def _by(
     return sorted(groups.items(), key=lambda item: item[0])
 
 
-def _batches(unit: _Unit, method: Method) -> Iterator[list[list[_Numbered]]]:
+def _batches(unit: _Unit, method: Method) -> Iterator[list[list[Numbered]]]:
     """Pairs by target, and targets of one call: many on a GPU, one on a CPU."""
     targets = [group for _, group in _by(unit.pairs, lambda one: sides_of(one.pair)[1])]
     step = 64 if method.device.type == "cuda" else 1
     for i in range(0, len(targets), step):
         yield targets[i : i + step]
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """Some targets with all that is looked for in them; ``groups``: per target its pairs."""
-
-    groups: Sequence[list[_Numbered]]
-    queries: list[torch.Tensor]
-    maps: list[FeatureMap]
-    protocol: Protocol
-    dtype: MatchDtype
-    backend: str | None
-
-
-def _solve(job: _Job) -> list[tuple[int, Framed, np.ndarray, np.ndarray]]:
-    """Position, pair, places and scores of every pair of a job."""
-    sizes = [group[0][1].target_size for group in job.groups]
-    results = best_places(job.queries, job.maps, sizes, job.protocol, job.dtype, job.backend)
-    found = []
-    for group, (places, scores) in zip(job.groups, results, strict=True):
-        counts = [len(one.truth) for _, one in group]
-        for (i, one), place, score in zip(group, places.split(counts), scores.split(counts), strict=True):
-            found.append((i, one, place.numpy(), score.numpy()))
-    return found

@@ -17,6 +17,7 @@ from .eval_output import bars, introduce, show_comparison, show_result
 
 if TYPE_CHECKING:
     from ..benchmarks.methods import Method, ModelMethod
+    from ..benchmarks.pairs import PairSet
     from ..benchmarks.protocols import Protocol
     from ..benchmarks.registry import Benchmark
     from ..benchmarks.runner import Evaluation
@@ -49,6 +50,10 @@ class _Wish:
     size: int | None
     ablate: str | None
     fuse: str | None
+    fuse_channels: int | None
+    sample: int | None
+    symmetry: Path | None
+    align_pose: bool
     store: Path | None
     store_gb: float
     local_files_only: bool
@@ -113,6 +118,41 @@ def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) ->
                 rich_help_panel=_PROTOCOL,
             ),
         ] = None,
+        fuse_channels: Annotated[
+            int | None,
+            typer.Option(
+                metavar="N",
+                help="Project each pair's fused features to this many channels together; DiTF's rows: 1280.",
+                show_default="as they are",
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        sample: Annotated[
+            int | None,
+            typer.Option(
+                metavar="N",
+                help="Only N pairs of every category, drawn as GeoAware-SC and sd-dino do (theirs: 20).",
+                show_default="all pairs",
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        symmetry: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE.json",
+                help="Which points are alike and which change places in a mirror, by their ids.",
+                show_default="AP-10K's by their names; none otherwise",
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = None,
+        align_pose: Annotated[
+            bool,
+            typer.Option(
+                "--align-pose",
+                help="Match the mirrored source where that is nearer to the target (GeoAware-SC).",
+                rich_help_panel=_PROTOCOL,
+            ),
+        ] = False,
         store: Annotated[
             Path | None,
             typer.Option(
@@ -157,6 +197,10 @@ def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) ->
             size,
             ablate,
             fuse,
+            fuse_channels,
+            sample,
+            symmetry,
+            align_pose,
             store,
             store_gb,
             local_files_only,
@@ -225,10 +269,13 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
     protocol = find_protocol(benchmark.protocols, wish.protocol, benchmark.name)
     if wish.ablate is not None and not set(wish.ablate.split(",")) <= set(AXES):
         raise InputError.of("--ablate", wish.ablate, f"one or more of {', '.join(AXES)}, joined by commas")
+    if wish.fuse_channels is not None and wish.fuse is None:
+        raise InputError("--fuse-channels: what is projected are features beside others; give --fuse dinov2 too")
+    protocol = protocol.with_pose() if wish.align_pose else protocol
     check_out(wish.out)
     captions = _captions(wish.captions)
     with clock.stage("read"):
-        pairs = benchmark.read(wish.data, wish.split, protocol)
+        pairs = _pairs(benchmark, protocol, wish)
     work = wish.out.with_suffix(".work")
     common.make_folder(work, "--out")
     limit = None if wish.store_gb <= 0 else int(wish.store_gb * 1e9)
@@ -257,6 +304,26 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         show_result(document, files, clock, work)
     if evaluation.problems.damage:
         raise typer.Exit(1)
+
+
+def _pairs(benchmark: Benchmark, protocol: Protocol, wish: _Wish) -> PairSet:
+    """What is scored.
+
+    Raises:
+        InputError: symmetry of points that have no ids, or pose alignment without it.
+    """
+    from ..benchmarks.sampling import sample_pairs
+    from ..benchmarks.symmetry import read_symmetry
+    from ..errors import InputError
+
+    options = {}
+    if (wish.symmetry is not None or protocol.align_pose) and not benchmark.named_points:
+        name = "--align-pose" if wish.symmetry is None else "--symmetry"
+        raise InputError(f"{name}: the points of {benchmark.title} have no ids; only spair and ap10k take it")
+    if wish.symmetry is not None:
+        options["symmetry"] = read_symmetry(wish.symmetry)
+    pairs = benchmark.read(wish.data, wish.split, protocol, **options)
+    return pairs if wish.sample is None else sample_pairs(pairs, wish.sample)
 
 
 def check_out(out: Path) -> None:
@@ -305,7 +372,8 @@ def _methods(
     methods: list[Method] = list(rows)
     if wish.fuse is not None:
         dino = load_dino(wish.fuse, device=fx.backbone.device, local_files_only=wish.local_files_only)
-        methods.append(FusedMethod(f"{rows[0].name} + DINO", rows[0], dino, protocol))
+        name = f"{rows[0].name} + DINO" + ("" if wish.fuse_channels is None else f", {wish.fuse_channels} channels")
+        methods.append(FusedMethod(name, rows[0], dino, protocol, wish.fuse_channels))
     return [*methods, PatchMethod(protocol)], unavailable
 
 

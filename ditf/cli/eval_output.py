@@ -57,6 +57,8 @@ def show_result(document: dict[str, Any], files: list[Path], clock: Clock, work:
         f"{document['data']['title']} {document['split']}, protocol {protocol['name']}: {counts['pairs']} pairs, "
         f"{counts['points']} points"
     )
+    if (sample := document["data"].get("sample")) is not None:
+        title += f", a sample of {sample['pairs_of_a_category']} pairs a category"
     table = Table(title=title, title_justify="left")
     for name in ("PCK in %", "alpha"):
         table.add_column(name)
@@ -69,6 +71,11 @@ def show_result(document: dict[str, Any], files: list[Path], clock: Clock, work:
             table.add_row(method["name"], alpha, *(f"{values[k]:.2f}" for k in document["averages"]), style=style)
     output.print(table)
     output.print(f"* the average that {protocol['name']} prints", style="dim")
+    for method in document["methods"]:
+        if "mirrored_pairs" in method:
+            output.print(f"{method['name']}: {method['mirrored_pairs']} of {counts['pairs']} pairs matched mirrored")
+    if "geometry_aware" in document:
+        _print_geometry_aware(document, output)
     if "ablation" in document:
         _print_ablation(document["ablation"], output)
     _print_published(document, output)
@@ -103,6 +110,24 @@ def _print_ablation(ablation: dict[str, Any], output: Any) -> None:
         table.add_column(name, justify="left" if name == "row" else "right")
     for row in ablation["rows"]:
         table.add_row(row["name"], f"{row['pck']:.2f}", "" if row["reference"] is None else f"{row['reference']:g}")
+    output.print(table)
+
+
+def _print_geometry_aware(document: dict[str, Any], output: Any) -> None:
+    """The subset's averages, all points beside them."""
+    from rich.table import Table
+
+    aware, headline = document["geometry_aware"], document["protocol"]["headline"]
+    table = Table(title=f"Geometry-aware points: {aware['points']} of {aware['of_points']}", title_justify="left")
+    average = headline.replace("_", " ")
+    for name in ("method", "alpha", f"{average}, these", f"{average}, all", "point micro, these"):
+        table.add_column(name, justify="left" if name in ("method", "alpha") else "right")
+    everything = {method["name"]: method["pck"] for method in document["methods"]}
+    for method in aware["methods"]:
+        for alpha, values in method["pck"].items():
+            whole = everything[method["name"]][alpha][headline]
+            cells = (values[headline], whole, values["point_micro"])
+            table.add_row(method["name"], alpha, *(f"{value:.2f}" for value in cells))
     output.print(table)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import InputError
 from ..video import PROTOCOLS, PropagationProtocol, load_mask
 from .pairs import ImageInfo, Problems, check_split, index_images
+from .published import fewer
 
 __all__ = ["ABOUT", "Frame", "Video", "VideoSet", "check", "protocols", "read", "read_mask", "root_of", "settings_for"]
 
@@ -138,9 +139,13 @@ def read(
             videos.append(video)
     told("masks", len(names), len(names))
     if not videos:
-        raise InputError(f"--data: {root} has no sequence to score ({'; '.join(problems.sentences())})")
+        raise InputError(
+            f"--data: {root} has no sequence to score ({'; '.join(problems.sentences()) or 'none is listed'})"
+        )
     whole = {video.name for video in videos}
+    published = _PUBLISHED.get(split, (len(names),))[0]
     facts = {"list": f"ImageSets/2017/{split}.txt", "sequences_listed": len(names)}
+    facts["fewer"] = fewer(len(names), published)
     return VideoSet(split, root, tuple(videos), tuple(n for n in names if n not in whole), problems, facts)
 
 
@@ -165,9 +170,11 @@ def read_mask(path: Path) -> np.ndarray:
     """(H, W) uint8 object ids, void counted as background.
 
     Raises:
-        InputError: not readable, or no mask.
+        InputError: not readable, no mask, or ids that no indexed picture holds.
     """
     ids = load_mask(path).numpy()
+    if ids.max() > VOID:
+        raise InputError.of(str(path), f"id {ids.max()}", f"ids of at most {VOID}")
     return np.where(ids == VOID, 0, ids).astype(np.uint8)
 
 
@@ -182,6 +189,8 @@ def _listed(root: Path, split: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split()
     except OSError:
         raise InputError(f"--data: {path} is missing; the archive of DAVIS 2017 has it") from None
+    except ValueError:
+        raise InputError(f"--data: {path} is no text; the archive of DAVIS 2017 has it, a sequence per line") from None
     return list(dict.fromkeys(lines))
 
 

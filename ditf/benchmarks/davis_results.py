@@ -15,6 +15,7 @@ import numpy as np
 from ..types import write_atomically
 from .davis import VideoSet, settings_for
 from .davis_runner import ObjectScore, VideoEvaluation
+from .latex import latex_table
 from .published import NOT_KNOWN, NOT_STATED, video_rows_for
 from .results import FORMAT
 
@@ -99,7 +100,7 @@ def _of(scores: Sequence[ObjectScore], sequence: str, number: int) -> dict[str, 
 
 
 def save_videos(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write OUT (JSON), and beside it .global.csv, .objects.csv and .md; returns their paths.
+    """Write OUT (JSON), and beside it .global.csv, .objects.csv, .md and .tex; returns their paths.
 
     The tables have the headings of DAVIS's own evaluation and, as there, shares of 1.
 
@@ -111,6 +112,7 @@ def save_videos(document: Mapping[str, Any], out: Path) -> list[Path]:
         stem.with_name(stem.name + ".global.csv"): _global_csv(document),
         stem.with_name(stem.name + ".objects.csv"): _objects_csv(document),
         stem.with_name(stem.name + ".md"): _markdown(document),
+        stem.with_name(stem.name + ".tex"): _latex(document),
         out: json.dumps(document, indent=1, allow_nan=False) + "\n",  # last: where it is, all of them are
     }
     for path, content in files.items():
@@ -144,12 +146,19 @@ def _share(percent: float) -> float:
     return round(percent / 100, 6)
 
 
+def _latex(document: Mapping[str, Any]) -> str:
+    about = f"{document['data']['title']}, {document['split']}, protocol {document['protocol']['name']}, in %"
+    rows = ([m["name"], *(f"{m[key]:.1f}" for key in MEASURES.values())] for m in document["methods"])
+    return latex_table(f"{about}, over objects", ["method", *MEASURES], rows)
+
+
 def _markdown(document: Mapping[str, Any]) -> str:
     counts, protocol = document["counts"], document["protocol"]
     keys = MEASURES.values()
     lines = [
         f"### {document['data']['title']}, {document['split']}, protocol {protocol['name']}",
         "",
+        *([document["data"]["fewer"], ""] if document["data"]["fewer"] else []),
         f"{counts['sequences']} sequences, {counts['frames']} frames, {counts['objects']} objects; in %, over objects.",
         "",
         "| method | " + " | ".join(MEASURES) + " |",

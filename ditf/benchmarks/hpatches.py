@@ -29,6 +29,7 @@ import numpy as np
 from ..errors import InputError
 from .pairs import Problems, check_split
 from .protocols import Protocol
+from .published import fewer
 
 __all__ = [
     "LEFT_OUT",
@@ -176,6 +177,7 @@ def read(folder: Path, split: str, protocol: PlaneProtocol) -> SequenceSet:
     facts = {
         "sequences_found": len(wanted),
         "left_out_by_convention": [name for name in wanted if name in protocol.left_out],
+        "fewer": fewer(len(counted), _published(split, protocol)),
     }
     return SequenceSet(split, root, tuple(sequences), problems, facts)
 
@@ -245,6 +247,12 @@ def _array(path: Path) -> np.ndarray:
 
 def _is_sequence(path: Path) -> bool:
     return path.is_dir() and (any(path.glob("*.ppm")) or any(path.glob("H_1_*")))
+
+
+def _published(split: str, protocol: PlaneProtocol) -> int:
+    """How many sequences of the split count under a protocol."""
+    prefixes = [prefix for prefix in _PUBLISHED if _PREFIX.get(split, prefix) == prefix]
+    return sum(_PUBLISHED[prefix] for prefix in prefixes) - sum(name[:2] in prefixes for name in protocol.left_out)
 
 
 def _names(root: Path, problems: Problems) -> list[str]:

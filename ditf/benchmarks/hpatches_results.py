@@ -15,6 +15,7 @@ import numpy as np
 from ..types import write_atomically
 from .hpatches import SequenceSet
 from .hpatches_runner import PIXELS, PairScore, PlaneEvaluation
+from .latex import latex_table
 from .published import NOT_KNOWN, NOT_STATED, plane_rows_for
 from .results import FORMAT
 
@@ -22,6 +23,7 @@ __all__ = ["GROUPS", "plane_document", "save_planes", "summary"]
 
 GROUPS = ("all", "illumination", "viewpoint")
 _VERSION = 1
+_SHOWN = ("1", "3", "5")  # pixels of the mean matching accuracy in the tables
 
 
 def summary(scores: Sequence[PairScore], alphas: Sequence[float]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _pair(one: PairScore) -> dict[str, Any]:
 
 
 def save_planes(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write OUT (JSON), and beside it .summary.csv, .pairs.csv and .md; returns their paths.
+    """Write OUT (JSON), and beside it .summary.csv, .pairs.csv, .md and .tex; returns their paths.
 
     Raises:
         StoreError: the folder is missing or cannot be written.
@@ -113,6 +115,7 @@ def save_planes(document: Mapping[str, Any], out: Path) -> list[Path]:
         stem.with_name(stem.name + ".summary.csv"): _summary_csv(document),
         stem.with_name(stem.name + ".pairs.csv"): _pairs_csv(document),
         stem.with_name(stem.name + ".md"): _markdown(document),
+        stem.with_name(stem.name + ".tex"): _latex(document),
         out: json.dumps(document, indent=1, allow_nan=False) + "\n",  # last: where it is, all of them are
     }
     for path, content in files.items():
@@ -145,12 +148,29 @@ def _pairs_csv(document: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def _latex(document: Mapping[str, Any]) -> str:
+    alphas = [f"{alpha:g}" for alpha in document["protocol"]["alphas"]]
+    about = f"{document['data']['title']}, {document['split']}, protocol {document['protocol']['name']}, in %"
+    headings = ["method", "group", *(f"accuracy {a} px" for a in alphas), *(f"MMA {t} px" for t in _SHOWN)]
+    rows = (
+        [method["name"], group, *(f"{v:.1f}" for v in _values(row))]
+        for method in document["methods"]
+        for group, row in method["groups"].items()
+    )
+    return latex_table(about, headings, rows, names=2)
+
+
+def _values(row: Mapping[str, Any]) -> list[float]:
+    return [*row["accuracy"].values(), *(row["matching_accuracy"][t] for t in _SHOWN)]
+
+
 def _markdown(document: Mapping[str, Any]) -> str:
     protocol, counts = document["protocol"], document["counts"]
     alphas = [f"{a:g}" for a in protocol["alphas"]]
     lines = [
         f"### {document['data']['title']}, {document['split']}, protocol {protocol['name']}",
         "",
+        *([document["data"]["fewer"], ""] if document["data"]["fewer"] else []),
         f"{counts['sequences']} sequences, {counts['pairs']} pairs. Keypoints: {document['card']['keypoints']}. "
         f"Accuracy: share of homographies ({protocol['estimator']}) whose mean corner error is at most so many pixels. "
         "MMA: share of matches within so many pixels, mean over pairs.",
@@ -160,8 +180,7 @@ def _markdown(document: Mapping[str, Any]) -> str:
     ]
     for method in document["methods"]:
         for group, row in method["groups"].items():
-            values = [*row["accuracy"].values(), *(row["matching_accuracy"][t] for t in "135")]
-            lines.append(f"| {method['name']} | {group} | " + " | ".join(f"{v:.1f}" for v in values) + " |")
+            lines.append(f"| {method['name']} | {group} | " + " | ".join(f"{v:.1f}" for v in _values(row)) + " |")
     if document["published"]:
         headings = " | ".join(f"accuracy {a} px" for a in alphas)
         lines += ["", "Published, not run here:", "", f"| method | group | {headings} | average | source |"]

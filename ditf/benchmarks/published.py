@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = [
     "ABLATION", "DAVIS", "HPATCHES", "NOT_KNOWN", "NOT_STATED", "OVER_OBJECTS", "PUBLISHED", "PlaneRow", "Row",
-    "VideoRow", "plane_rows_for", "rows_for", "video_rows_for",
+    "VideoRow", "fewer", "plane_rows_for", "rows_for", "video_rows_for",
 ]  # fmt: skip
 
 
@@ -109,6 +109,13 @@ ABLATION = {"raw": 29.9, "AdaLN": 65.3, "AdaLN + discard": 67.1}
 def rows_for(benchmark: str, split: str) -> list[Row]:
     """Published rows of a split, by threshold as they are listed."""
     return [row for row in PUBLISHED.get(benchmark, []) if row.split == split]
+
+
+def fewer(found: int, published: int) -> str | None:
+    """A sentence where a folder holds fewer sequences than were published, as a half-unpacked archive does."""
+    if found >= published:
+        return None
+    return f"{found} of the {published} published sequences are here: no score of the whole data set."
 
 
 NOT_STATED = "convention not stated"

@@ -157,6 +157,8 @@ def _show(document: dict[str, Any]) -> None:
         values = (f"{method[key]:.1f}" for key in MEASURES.values())
         table.add_row(method["name"], *values, style="bold" if i == 0 else None)
     output.print(table)
+    if document["data"]["fewer"]:
+        output.print(document["data"]["fewer"], style="yellow")
     _show_published(document, output)
 
 

@@ -158,6 +158,8 @@ def _show(document: dict[str, Any]) -> None:
             style = "bold" if i == 0 else None
             table.add_row(method["name"], group, *(f"{v:.1f}" for v in values), style=style)
     output.print(table)
+    if document["data"]["fewer"]:
+        output.print(document["data"]["fewer"], style="yellow")
     output.print(f"keypoints: {document['card']['keypoints']}; homographies: {protocol['estimator']}", style="dim")
     if left_out := document["data"]["left_out_by_convention"]:
         output.print(f"left out by convention: {', '.join(left_out)}", style="dim", soft_wrap=True)

@@ -35,7 +35,7 @@ SIZE = H, W = (64, 96)
 FRAMES = 4
 STRIDE = 8
 TINY = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1", "--size", "32"]
-RESULTS = ("r.json", "r.global.csv", "r.objects.csv", "r.md", "r.png")
+RESULTS = ("r.json", "r.global.csv", "r.objects.csv", "r.md", "r.tex", "r.png")
 MASKS = ("ditf-tiny", "pixel-patches")
 
 
@@ -379,6 +379,24 @@ def test_check_and_refusals_name_what_is_missing(tmp_path, capsys) -> None:
     assert find_benchmark("davis").splits == davis.SPLITS
 
 
+def test_ids_that_no_indexed_picture_holds_are_no_mask(tmp_path) -> None:
+    """A grey picture of 16 bits with 300 is not object 44."""
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.full(SIZE, 300, np.uint16)).save(path)
+    with pytest.raises(InputError, match="300"):
+        davis.read_mask(path)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe\x00", "no text"), (b"", "none is listed")])
+def test_a_list_that_is_no_text_or_empty_is_refused(tmp_path, content, said) -> None:
+    root = make_davis(tmp_path, {})
+    (root / "ImageSets/2017/val.txt").write_bytes(content)
+    (root / "JPEGImages/480p").mkdir(parents=True)
+    with pytest.raises(InputError, match=said):
+        read(root, "val")
+    assert find_benchmark("davis").check(root)
+
+
 def test_features_that_are_not_finite_are_an_error_that_names_the_frame(tmp_path) -> None:
     class Broken(Known):
         def features(self, frame: Frame) -> FeatureMap:
@@ -534,6 +552,8 @@ def test_the_command_writes_rows_rivals_card_published_and_tables(tmp_path, caps
     assert {"method": "DINO ViT-B/8", "j_and_f": 71.4, "average": "objects"}.items() <= found["published"][3].items()
     for row in found["published"]:
         assert row["j_and_f"] == pytest.approx((row["j"] + row["f"]) / 2, abs=0.11)  # printed to a tenth
+    assert found["data"]["fewer"].startswith("2 of the 30 published sequences")
+    assert "first mask copied & 80.4 & " in out.with_name("r.tex").read_text()
     assert "| DINO ViT-B/8 | 71.4 | 67.9 | 74.9 | objects |" in out.with_name("r.md").read_text()
     assert out.with_name("r.png").exists()
     rows = list(csv.DictReader(out.with_name("r.global.csv").open()))

@@ -24,6 +24,7 @@ from ditf.benchmarks.hpatches_methods import Described, MapDescriber, PatchDescr
 from ditf.benchmarks.hpatches_pictures import draw_planes
 from ditf.benchmarks.hpatches_results import GROUPS, plane_document, summary
 from ditf.benchmarks.hpatches_runner import PIXELS, PairScore, estimated, evaluate_planes, matched
+from ditf.benchmarks.latex import latex_table
 from ditf.benchmarks.methods import ModelMethod, Picture
 from ditf.benchmarks.pairs import Problems, index_images
 from ditf.benchmarks.published import plane_rows_for
@@ -45,7 +46,7 @@ VIEWS = [
 ]
 PLANES = {"i_mini": [np.eye(3)] * 5, "v_mini": VIEWS}
 TINY = ["--model", "ditf-tiny", "--device", "cpu", "--ensemble", "1", "--size", "32"]
-RESULTS = ("r.json", "r.summary.csv", "r.pairs.csv", "r.md", "r.png")
+RESULTS = ("r.json", "r.summary.csv", "r.pairs.csv", "r.md", "r.tex", "r.png")
 
 
 def seen(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -349,7 +350,13 @@ def test_sequences_left_out_by_convention_are_named_and_do_not_count(tmp_path) -
     root = make_hpatches(tmp_path, planes=planes)
     found = read(root, "all", protocols["ditf"])
     assert [one.name for one in found.sequences] == ["v_mini"]
-    assert found.facts == {"sequences_found": 3, "left_out_by_convention": ["i_dc", "v_talent"]}
+    assert found.facts == {
+        "sequences_found": 3,
+        "left_out_by_convention": ["i_dc", "v_talent"],
+        "fewer": "1 of the 108 published sequences are here: no score of the whole data set.",
+    }
+    view = read(root, "viewpoint", protocols["ditf"]).facts["fewer"]
+    assert [view[:11], read(root, "all", protocols["ditf-116"]).facts["fewer"][:12]] == ["1 of the 56", "3 of the 116"]
     assert [one.name for one in read(root, "all", protocols["ditf-116"]).sequences] == ["i_dc", "v_mini", "v_talent"]
     assert [one.name for one in read(root, "illumination", protocols["ditf-116"]).sequences] == ["i_dc"]
 
@@ -599,9 +606,18 @@ def test_the_command_writes_rows_rivals_card_and_tables(tmp_path, capsys) -> Non
     assert len(list(csv.DictReader(out.with_name("r.pairs.csv").open()))) == 40
     assert out.with_name("r.run.json").exists()
     assert out.with_name("r.png").exists()
+    assert found["data"]["fewer"].startswith("2 of the 108 published sequences")
+    assert "ditf-tiny & illumination & 100.0 & 100.0 & 100.0 & " in out.with_name("r.tex").read_text()
     assert {row["group"] for row in found["published"]} == set(GROUPS)
     assert all(row["source"] and row["note"] for row in found["published"])
     assert "| SIFT | all | 49.8 | 78.6 | 78.6 | convention not stated |" in out.with_name("r.md").read_text()
+
+
+def test_a_table_for_latex_escapes_what_it_would_not_print() -> None:
+    text = latex_table("a\nb", ["m_1", "50%"], [["x\\y~{z}", "1"]])
+    assert "% a b" in text
+    assert "m\\_1 & 50\\% \\\\" in text
+    assert "x\\textbackslash{}y\\textasciitilde{}\\{z\\} & 1 \\\\" in text
 
 
 def test_published_rows_of_light_and_viewpoint_agree_with_those_of_all() -> None:

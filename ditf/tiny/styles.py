@@ -62,7 +62,7 @@ class _Shaded(Flat):
         super().__init__(random, scale)
         angle = random.uniform(-np.pi, 0)  # from above
         self._light = np.array([np.cos(angle), np.sin(angle)], np.float32)
-        self._relief, self._shadow = random.uniform(0.15, 0.45), random.uniform(0.2, 0.6)
+        self._relief, self._shadow = np.float32(random.uniform(0.15, 0.45)), random.uniform(0.2, 0.6)
         self._reach, self._softness = random.uniform(0.02, 0.09), random.uniform(0.01, 0.04)
 
     def beneath(self, canvas: Image.Image, outlines: Sequence[np.ndarray]) -> Image.Image:
@@ -78,16 +78,21 @@ class _Shaded(Flat):
 
     def part(self, canvas: Image.Image, outline: np.ndarray, colour: np.ndarray, texture: np.ndarray | None) -> None:
         box = _box(outline, canvas.width)
-        x0, y0, x1, y1 = box
-        middle, half = (outline.min(0) + outline.max(0)) / 2, np.ptp(outline, axis=0) / 2 + 1
-        x = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - middle[0]) / half[0]).astype(np.float32)
-        y = ((np.arange(y0, y1, dtype=np.float32) + 0.5 - middle[1]) / half[1]).astype(np.float32)
-        across, down = x * self._light[0] - 0.3 * x * x, y * self._light[1] - 0.3 * y * y
-        lit = 1 + np.float32(self._relief) * (across[None, :] + down[:, None])  # brighter where it faces the light
-        surface = np.clip(colour, 0, 1).astype(np.float32) * lit[..., None]
+        lit = self._lit(outline, box)[..., None] * np.clip(colour, 0, 1).astype(np.float32)
         if texture is not None:
-            surface += texture[y0:y1, x0:x1, None]
-        _fill(canvas, outline, box, surface)
+            x0, y0, x1, y1 = box
+            lit += texture[y0:y1, x0:x1, None]
+        _fill(canvas, outline, box, lit)
+
+    def _lit(self, outline: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+        """(h, w) float32 brightness in the box of a part: more where it faces the light."""
+        middle, half = (outline.min(0) + outline.max(0)) / 2, np.ptp(outline, axis=0) / 2 + 1
+        bent = []
+        for axis in (0, 1):
+            place = np.arange(box[axis], box[axis + 2], dtype=np.float32)
+            place = (place + np.float32(0.5 - middle[axis])) / np.float32(half[axis])
+            bent.append(self._relief * (place * self._light[axis] - 0.3 * place * place))
+        return (1 + bent[0])[None, :] + bent[1][:, None]
 
 
 class _Rough(_Shaded):
@@ -100,18 +105,22 @@ class _Rough(_Shaded):
         self._stretched: np.ndarray | None = None
 
     def ground(self, canvas: Image.Image) -> Image.Image:
-        grain = self._random.uniform(0.5, 2.0) * self._grain * self._at(canvas.width)[::-1, ::-1]
-        return Image.fromarray(_bytes(np.asarray(canvas, np.float32) / 255 + grain[..., None]))
+        grain = self._random.uniform(0.5, 2.0) * self._grain * 255 * self._at(canvas.width)[::-1, ::-1]
+        return _brightened(canvas, grain.astype(np.int16)[..., None])
 
     def part(self, canvas: Image.Image, outline: np.ndarray, colour: np.ndarray, texture: np.ndarray | None) -> None:
-        grain = self._random.uniform(0.3, 1.5) * self._grain * self._at(canvas.width)
-        super().part(canvas, outline, colour, grain if texture is None else grain + texture)
+        box = x0, y0, x1, y1 = _box(outline, canvas.width)
+        grain = np.float32(self._random.uniform(0.3, 1.5) * self._grain) * self._at(canvas.width)[y0:y1, x0:x1]
+        if texture is not None:
+            grain = grain + texture[y0:y1, x0:x1]
+        lit = self._lit(outline, box)[..., None] * np.clip(colour, 0, 1).astype(np.float32)
+        _fill(canvas, outline, box, lit + grain[..., None])
 
     def finish(self, canvas: Image.Image) -> Image.Image:
-        noise = self._random.normal(size=(128, 128, 3)).astype(np.float32) * 2 * self._noise
+        noise = self._random.standard_normal((128, 128, 3), np.float32) * (2 * 255 * self._noise)
         cell = -(-canvas.width // 128)
-        noise = noise.repeat(cell, 0).repeat(cell, 1)[: canvas.height, : canvas.width]
-        return Image.fromarray(_bytes(np.asarray(canvas, np.float32) / 255 + noise))
+        noise = noise.astype(np.int16).repeat(cell, 0).repeat(cell, 1)
+        return _brightened(canvas, noise[: canvas.height, : canvas.width])
 
     def _at(self, side: int) -> np.ndarray:
         if self._stretched is None or len(self._stretched) != side:
@@ -223,6 +232,11 @@ def _fill(canvas: Image.Image, outline: np.ndarray, box: tuple[int, int, int, in
     mask = Image.new("L", (x1 - x0, y1 - y0))
     ImageDraw.Draw(mask).polygon([(x - x0, y - y0) for x, y in _corners(outline)], fill=255)
     canvas.paste(Image.fromarray(_bytes(surface)), (x0, y0), mask)
+
+
+def _brightened(canvas: Image.Image, by: np.ndarray) -> Image.Image:
+    """Grey levels (H, W, 1 or 3) int16 added to every pixel."""
+    return Image.fromarray(np.clip(np.asarray(canvas) + by, 0, 255).astype(np.uint8))
 
 
 def _contour(canvas: Image.Image, outline: np.ndarray, ink: np.ndarray, width: float) -> None:

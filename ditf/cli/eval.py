@@ -323,6 +323,8 @@ def _pairs(benchmark: Benchmark, protocol: Protocol, wish: _Wish) -> PairSet:
     if wish.symmetry is not None:
         options["symmetry"] = read_symmetry(wish.symmetry)
     pairs = benchmark.read(wish.data, wish.split, protocol, **options)
+    if protocol.align_pose and any(pair.counterparts is None for pair in pairs.pairs):
+        raise InputError("--align-pose: which points change places in a mirror is not known; give --symmetry FILE.json")
     return pairs if wish.sample is None else sample_pairs(pairs, wish.sample)
 
 

@@ -215,6 +215,26 @@ def test_a_row_beside_dino_comes_from_the_same_forward_as_the_models_own(spair_r
     assert [method["name"] for method in found["methods"]][:2] == ["ditf-tiny", "ditf-tiny + DINO"]
     assert found["methods"][0]["pck"] == document(spair_run / "r.json")["methods"][0]["pck"]
     assert found["card"]["methods"]["ditf-tiny + DINO"]["fused_with"]["size"] == 8 * 14
+    assert main([*arguments, "--fuse-channels", "6"]) == 0
+    assert len(runs) == 5  # the same features, projected pair by pair
+    projected = document(out)["methods"][1]
+    assert projected["name"] == "ditf-tiny + DINO, 6 channels"
+    assert projected["pck"] != found["methods"][1]["pck"]
+    card = document(out)["card"]["methods"][projected["name"]]
+    assert card["projection"] == {"channels": 6, "of": "both images of a pair"}
+
+
+def test_a_sample_with_aligned_poses_and_geometry_aware_points_runs_end_to_end(tmp_path, capsys) -> None:
+    root, out = make_ap10k(tmp_path), tmp_path / "r.json"
+    arguments = ["eval", "ap10k", "--data", str(root), *TINY, "--out", str(out), "--sample", "3", "--align-pose"]
+    assert main(arguments) == 0
+    found = document(out)
+    assert (found["protocol"]["name"], found["counts"]["pairs"]) == ("geoaware+pose", 3)
+    assert found["geometry_aware"]["points"] == 2 * 3
+    assert [row.get("mirrored_pairs") in (0, 3) for row in found["methods"]] == [True, True, False]
+    printed = capsys.readouterr().out
+    for words in ("a sample of 3 pairs a category", "pairs matched mirrored", "Geometry-aware points: 6 of 9"):
+        assert words in printed
 
 
 # --- refused, and damaged --------------------------------------------------------------------------------------------
@@ -240,6 +260,10 @@ def test_damaged_data_is_scored_as_far_as_it_goes_said_and_fails(tmp_path, capsy
         (["--data", "nowhere"], "--data: no such folder"),
         (["--out", "r.txt"], "--out: got"),
         (["--store-gb", "-1", "--size", "0"], "--size: got 0"),
+        (["--sample", "0"], "--sample: got 0"),
+        (["--symmetry", "none.json"], "--symmetry: no such file"),
+        (["--align-pose"], "give --symmetry FILE.json"),
+        (["--fuse-channels", "1280"], "give --fuse dinov2 too"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_sentence_before_any_work(
@@ -248,6 +272,12 @@ def test_what_cannot_be_used_is_said_in_one_sentence_before_any_work(
     arguments = ["eval", "spair", "--data", str(spair_run), *TINY, "--out", str(tmp_path / "r.json"), *change]
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_points_without_ids_have_no_symmetry(tmp_path, capsys) -> None:
+    arguments = ["eval", "pfwillow", "--data", str(make_pfwillow(tmp_path)), *TINY, "--out", str(tmp_path / "r.json")]
+    assert main([*arguments, "--align-pose"]) == 2
+    assert "the points of PF-WILLOW have no ids" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["a file", "/proc"])

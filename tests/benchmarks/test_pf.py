@@ -50,6 +50,20 @@ def test_classes_count_from_one_in_the_order_of_voc(tmp_path) -> None:
     assert [pair.category for pair in pairs.pairs] == ["cat", "bicycle"]
 
 
+def test_sd4match_measures_on_the_stretched_image(tmp_path) -> None:
+    """PF-PASCAL by its side, PF-WILLOW by the extent of its stretched points: 100 x 50 of 160 x 120."""
+    from ditf.benchmarks.protocols import errors_in_frame, frame_pair
+
+    for module, root, length in (
+        (pfpascal, make_pfpascal(tmp_path), 768), (pfwillow, make_pfwillow(tmp_path), 100 * 4.8),
+    ):  # fmt: skip
+        protocol = module.protocols["sd4match"]
+        framed = frame_pair(module.read(root, "test", protocol).pairs[0], protocol, ((120, 160), (120, 160)))
+        assert framed.length == pytest.approx(length)
+        errors = errors_in_frame(framed.truth + np.array([1.0, 1.0]), framed, protocol)
+        assert errors.tolist() == pytest.approx([np.hypot(4.8, 6.4)] * len(errors))
+
+
 def test_geoaware_scores_pf_pascal_on_the_canvas_strictly_in_float32(tmp_path) -> None:
     from ditf.benchmarks.protocols import frame_pair
     from ditf.benchmarks.scores import within

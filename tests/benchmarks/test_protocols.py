@@ -213,6 +213,43 @@ def test_the_windows_zeros_pull_weak_matches_to_the_centre_and_the_strict_one_ha
     assert (place[0] / 14 - 0.5).tolist() == pytest.approx([50, 10], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sd4match", "sd4match-softmax"])
+def test_the_soft_argmax_of_all_tokens_is_that_of_its_definition(name) -> None:
+    """Corner tokens on the corners of the stretched image, temperature 0.04, a Gaussian of 7 tokens: in float64."""
+    random = torch.Generator().manual_seed(0)
+    (h, w), (height, width), side = (9, 12), (90, 140), 768
+    source, target = (
+        FeatureMap(tokens=torch.randn(h * w, 8, generator=random), grid=(h, w), image_size=(height, width))
+        for _ in "ab"
+    )
+    points = np.array([[0.0, 0.0], [139.0, 89.0], [30.25, 61.5]])
+    stretched = np.clip(points * side / np.array([width, height]), 1e-4, side - 1 - 1e-4)
+    at = torch.from_numpy(stretched / (side - 1) * 2 - 1)
+    vectors = torch.nn.functional.grid_sample(source.map[None].double(), at[None, None], align_corners=True)[0, :, 0].T
+    unit = [v / v.norm(dim=1, keepdim=True) for v in (vectors, target.tokens.double())]
+    cosine = (unit[0] @ unit[1].T).view(-1, h, w)
+    expected = []
+    for one in cosine:
+        best = divmod(int(one.argmax()), w)
+        gaussian = torch.tensor([[((y - best[0]) ** 2 + (x - best[1]) ** 2) / 98 for x in range(w)] for y in range(h)])
+        weighed = one * torch.exp(-gaussian.double()) if name == "sd4match" else one
+        share = (weighed / 0.04).exp() / (weighed / 0.04).exp().sum()
+        x, y = ((share.sum(axis) * torch.arange(n)).sum() / (n - 1) for axis, n in ((0, w), (1, h)))
+        expected.append([float(x) * (side - 1) * width / side, float(y) * (side - 1) * height / side])
+    query = queries_at(source, points, (height, width), PROTOCOLS[name], "float32")
+    assert torch.allclose(query.double(), vectors, atol=1e-5)
+    [(place, score)] = best_places([query], [target], [(height, width)], PROTOCOLS[name], "float32")
+    assert place.tolist() == [pytest.approx(one, abs=1e-3) for one in expected]
+    assert score.tolist() == pytest.approx(cosine.flatten(1).max(1).values.tolist(), abs=1e-5)
+
+
+def test_a_query_that_is_no_number_is_wrong_and_never_missing_under_the_soft_argmax() -> None:
+    query, target = peak_map(10, 50, 1.0)
+    [(place, _)] = best_places([query * torch.nan], [target], [(840, 840)], PROTOCOLS["sd4match"], "float32")
+    framed = frame_pair(pair([[5, 5]]), CODE, ((840, 840), (840, 840)))
+    assert errors_in_frame(place.numpy(), framed, CODE).tolist() == [np.inf]
+
+
 def test_the_source_is_read_at_the_patch_that_a_point_is_in() -> None:
     tokens = torch.arange(3600, dtype=torch.float32)[:, None].repeat(1, 2)
     features = FeatureMap(tokens=tokens, grid=(60, 60), image_size=(840, 840))

@@ -124,7 +124,7 @@ def carry_out(plan: Plan, progress: Progress = lambda stage, done, total: None, 
     """Download what is not there, check, unpack, and look what is missing.
 
     Args:
-        progress: told a stage (a file's name, or "unpack"), what is done and of how much.
+        progress: told a stage (a file's name, or "unpack" and its name), what is done and of how much.
         wait: seconds before a broken connection is tried again.
 
     Raises:
@@ -140,32 +140,43 @@ def carry_out(plan: Plan, progress: Progress = lambda stage, done, total: None, 
 
 
 def _fetch(wanted: Wanted, plan: Plan, progress: Progress, wait: float) -> Arrived:
-    pooch, name = _import_pooch(), wanted.source.file
-    if wanted.path.is_file() and wanted.expected is not None:
-        found = sha256_of(wanted.path)
-        if found != wanted.expected:
-            kept = set_aside(wanted.path, found)
-            said = f"{kept}: its SHA-256 is {found}, expected {wanted.expected}"
-            if wanted.source.url is None:
-                raise StoreError(f"{said}; get {wanted.source.file} again from {wanted.source.page}")
-            log.warning("%s; it is set aside, the file is downloaded anew", said)
+    name = wanted.source.file
+    _set_another_aside(wanted)
     if not wanted.path.is_file():
-        pooch.get_logger().setLevel(logging.WARNING)  # what it would say is said here
-        downloader = ResumingDownloader(
-            wanted.part, wanted.expected, wait=wait, progress=lambda done, total: progress(name, done, total)
-        )
-        known = None if wanted.expected is None else f"sha256:{wanted.expected}"
-        pooch.retrieve(wanted.source.url, known, fname=name, path=wanted.path.parent, downloader=downloader)
+        _download(wanted, progress, wait)
     found = wanted.expected or sha256_of(wanted.path)  # what was expected has been checked
     _check_kind(wanted, found)
-    if wanted.expected is None:
-        write_atomically(wanted.note, f"{found}  {name}\n".encode())
     unpacked = None
     if wanted.source.into is None:
         unpacked = unpack(wanted.path, plan.folder, lambda done, total: progress(f"unpack {name}", done, total))
     else:
         _put(wanted.path, plan.folder / wanted.source.into / name)
+    if wanted.expected is None:  # not before it could be unpacked: a damaged archive sets no example
+        write_atomically(wanted.note, f"{found}  {name}\n".encode())
     return Arrived(wanted.path, wanted.path.stat().st_size, found, wanted.expected is None, unpacked)
+
+
+def _set_another_aside(wanted: Wanted) -> None:
+    """A file that is there under the right name and is not the right one."""
+    if wanted.expected is None or not wanted.path.is_file():
+        return
+    found = sha256_of(wanted.path)
+    if found == wanted.expected:
+        return
+    said = f"{set_aside(wanted.path, found)}: its SHA-256 is {found}, expected {wanted.expected}"
+    if wanted.source.url is None:
+        raise StoreError(f"{said}; get {wanted.source.file} again from {wanted.source.page}")
+    log.warning("%s; it is set aside, the file is downloaded anew", said)
+
+
+def _download(wanted: Wanted, progress: Progress, wait: float) -> None:
+    """The downloader checks the hash itself: a wrong file is kept, and a right one is in its place at once."""
+    pooch, name = _import_pooch(), wanted.source.file
+    pooch.get_logger().setLevel(logging.WARNING)  # what it would say is said by ditf
+    downloader = ResumingDownloader(
+        wanted.part, wanted.expected, wait=wait, progress=lambda done, total: progress(name, done, total)
+    )
+    pooch.retrieve(wanted.source.url, None, fname=name, path=wanted.path.parent, downloader=downloader)
 
 
 def _check_kind(wanted: Wanted, found: str) -> None:
@@ -187,7 +198,8 @@ def _put(file: Path, into: Path) -> None:
         into.parent.mkdir(parents=True, exist_ok=True)
         content = file.read_bytes()
         if into.is_file() and (other := into.read_bytes()) != content:
-            write_atomically(into.with_name(f"{into.name}.before"), other)
+            write_atomically(kept := into.with_name(f"{into.name}.before"), other)
+            log.warning("%s differed from the one that is downloaded; it is kept as %s", into, kept)
     except OSError as error:
         raise disk_error(into, error, "give the same command again") from None
     write_atomically(into, content)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import StoreError
 
 __all__ = ["ResumingDownloader", "disk_error", "megabytes", "remote_size", "set_aside", "sha256_of"]
+
+log = logging.getLogger("ditf")
 
 Progress = Callable[[int, int | None], None]
 
@@ -113,7 +116,13 @@ class ResumingDownloader:
         done = start
         try:
             self._note.write_text(json.dumps({"total": total, "validator": validator}), encoding="utf-8")
-            with open(self.part, "ab" if start else "wb") as file:
+            with open(self.part, "ab") as file:
+                _lock(file, self.part)
+                there = os.fstat(file.fileno()).st_size
+                if start and there != start:
+                    raise _BrokenOffError("another process has written to it")
+                if there != start:
+                    file.truncate(0)
                 self.progress(done, total)
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):  # bytes as they are stored there
                     file.write(chunk)
@@ -179,6 +188,20 @@ def disk_error(path: Path, error: OSError, then: str) -> StoreError:
 def megabytes(size: int) -> str:
     """As people read it."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Two downloads into one folder would spoil each other's bytes; held until the file is closed."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(f"{path}: another process is downloading it; wait for that one") from None
+    except OSError:  # a file system without locks
+        log.debug("%s cannot be locked", path)
 
 
 def _size(path: Path) -> int:

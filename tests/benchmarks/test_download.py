@@ -279,6 +279,16 @@ def test_a_part_that_is_the_whole_file_is_taken(server, tmp_path) -> None:
     assert server.ranges_asked() == [f"bytes={len(LARGE)}-"]
 
 
+def test_two_processes_do_not_write_into_one_file(server, tmp_path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    server.files["file"] = LARGE
+    with open(tmp_path / "file.part", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another process is downloading"):
+            download(server, tmp_path / "file.part")
+    assert download(server, tmp_path / "file.part") == LARGE
+
+
 def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(server, tmp_path) -> None:
     server.files["file"], server.status = LARGE, 503
     with pytest.raises(StoreError, match="503"):
@@ -308,6 +318,32 @@ def test_a_page_in_place_of_an_archive_is_no_archive(server, tmp_path, monkeypat
     with pytest.raises(StoreError, match=r"no archive, it begins with '<!DOCTYPE html>g'"):
         fetch(server, tmp_path)
     assert [path.suffix[:10] for path in tmp_path.iterdir()] == [".rejected-"]
+
+
+def test_a_damaged_archive_sets_no_example_for_the_next_download(server, planes, tmp_path, monkeypatch) -> None:
+    know(monkeypatch, None)
+    damaged = bytearray(planes)
+    damaged[5000] ^= 1
+    server.files[ZIP] = bytes(damaged)
+    with pytest.raises(StoreError, match="damaged archive"):
+        fetch(server, tmp_path)
+    (tmp_path / ZIP).unlink()
+    server.files[ZIP], server.tag = planes, '"second"'
+    assert fetch(server, tmp_path).files[0].first
+    assert (tmp_path / f"{ZIP}.sha256").read_text() == f"{digest(planes)}  {ZIP}\n"
+    (tmp_path / f"{ZIP}.sha256").write_text("not a hash")
+    with pytest.raises(StoreError, match="holds no SHA-256"):
+        fetch(server, tmp_path)
+
+
+def test_a_table_of_the_users_own_is_kept(server, tmp_path, caplog) -> None:
+    made = make_pfwillow(tmp_path / "made")
+    own = tmp_path / "data" / "PF-dataset" / "test_pairs_pf.csv"
+    server.files = {"PF-dataset.zip": zipped(made.parent, made), own.name: b"imageA,imageB\n"}
+    fetch(server, tmp_path / "data", "pfwillow")
+    assert own.read_bytes() == b"imageA,imageB\n"
+    assert own.with_name(f"{own.name}.before").read_bytes() == (made / own.name).read_bytes()
+    assert "it is kept as" in caplog.text
 
 
 def test_what_cannot_be_is_one_sentence_before_anything_is_written(server, tmp_path, monkeypatch, capsys) -> None:

@@ -64,7 +64,7 @@ class DinoExtractor:
         facet: Facet = "token",
         resize: Literal["longest", "shortest", "stretch", "pad"] = "longest",
         size: int | tuple[int, int] = 840,
-        rounding: Literal["nearest", "floor"] = "nearest",
+        rounding: Literal["nearest", "half-even", "floor"] = "nearest",
         resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "lanczos",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,

@@ -76,6 +76,8 @@ def prepare(source: Any, config: ExtractConfig, pixels_per_token: int) -> Prepar
 
     Sides become multiples of ``config.multiple`` (the model's pixels per token when None), at least one of them; the
     grid then covers the whole image, its aspect changed by the rounding alone, as in the reference.
+    "pad" pads the image first and resizes the square; published evaluators that resize first have a protocol of their
+    own in :mod:`ditf.benchmarks.protocols`, since there the image need not begin at a whole pixel of the canvas.
 
     Raises:
         InputError: an unreadable image, or a multiple that is none of the model's pixels per token.
@@ -194,4 +196,6 @@ def _sides(image: Image.Image, config: ExtractConfig) -> tuple[float, float]:
 
 def _rounded(side: float, multiple: int, rounding: str) -> int:
     steps = side / multiple
+    if rounding == "half-even":
+        return max(1, round(steps)) * multiple
     return max(1, int(steps if rounding == "floor" else steps + 0.5)) * multiple

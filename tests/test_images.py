@@ -114,6 +114,17 @@ def test_sides_follow_the_named_rule(resize, size, rounding, expected) -> None:
     assert prepare(gradient(375, 500), config, 16).pixels.shape == (*expected, 3)
 
 
+@pytest.mark.parametrize(
+    ("height", "nearest", "even"),
+    [(342, 464, 448), (354, 480, 480), (375, 496, 496)],  # 28.5, 29.5 and 31.25 tokens of 16
+)
+def test_half_a_token_goes_up_or_to_the_even_side(height, nearest, even) -> None:
+    """The longest side goes from 480 to 640."""
+    for rounding, expected in (("nearest", nearest), ("half-even", even)):
+        config = CONFIG.replace(resize="longest", size=640, rounding=rounding)
+        assert prepare(gradient(height, 480), config, 16).pixels.shape == (expected, 640, 3)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 20000), (20000, 2)])
 def test_extreme_shapes_keep_at_least_one_token(size: tuple[int, int]) -> None:
     prepared = prepare(Image.new("RGB", size[::-1]), CONFIG, 16)

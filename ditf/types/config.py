@@ -22,7 +22,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("block", "q", "k", "v", "attention", "mlp"),
     "site": ("attention", "mlp"),
     "resize": ("longest", "shortest", "stretch", "pad"),
-    "rounding": ("nearest", "floor"),
+    "rounding": ("nearest", "half-even", "floor"),
     "resample": ("nearest", "bilinear", "bicubic", "lanczos"),
 }
 
@@ -51,7 +51,8 @@ class ExtractConfig:
         resize: how the image meets ``size``; "pad" centres it on a square first.
         size: pixels of the named side, or (H, W) with "stretch".
         multiple: sides become multiples of this many pixels; None takes the model's pixels per token.
-        rounding, resample: of the sides, of the pixels.
+        rounding, resample: of the sides, of the pixels. Half a multiple goes up under "nearest", and to the even one
+            under "half-even", as in the released code of DiTF (Python's ``round``).
         prompt: text given to the model; may hold ``{category}``.
         guidance: distilled guidance embedding (FLUX.1-dev: 3.5); None where the model has none.
         seed: of the noise, with the image's own pixels.
@@ -72,7 +73,7 @@ class ExtractConfig:
     resize: Literal["longest", "shortest", "stretch", "pad"] = "longest"
     size: int | tuple[int, int] = 640
     multiple: int | None = None
-    rounding: Literal["nearest", "floor"] = "nearest"
+    rounding: Literal["nearest", "half-even", "floor"] = "nearest"
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     prompt: str = ""
     guidance: float | None = None

@@ -9,19 +9,23 @@ ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 
+# One process of tests a core, at most four: each holds torch and the tiny models (about 1.5 GB). A process that is done
+# takes tests from the end of another's list. WORKERS= runs them in one process.
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist worksteal --benchmark-disable
+
 .PHONY: demo test test-verify test-all lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m ditf.demo --out demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu"
 
 test-verify: $(VENV)/.test
 	TRITON_INTERPRET=1 DITF_VERIFY_REPORT=1 $(BIN)/python -m pytest -m verify
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu"
 	$(MAKE) test-verify
 
 lint: $(VENV)/.test

@@ -10,6 +10,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy too, and of the processes that tests start
 
 import atexit
 import shutil
@@ -18,6 +19,8 @@ import tempfile
 
 import pytest
 import torch
+
+from .kernels.summary import write_summary
 
 torch.set_num_threads(1)
 
@@ -60,7 +63,9 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
+    write_summary(terminalreporter)
     if not _reporting():
         return
     terminalreporter.section("kernels compared with their PyTorch twins")

@@ -3,22 +3,23 @@
 Run as a script, without TRITON_INTERPRET: an interpreted kernel cannot be compiled.
 """
 
+import contextlib
+import io
 import json
 import re
-import subprocess
 import sys
-import tempfile
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from ditf_kernels._triton import adaln, channels, nearest, propagate, rows, upsampled, upsampled_dense
 
 
 def compiled(kernel, types, constants, options):
-    """The kernel for sm_90; every pointer and every stride that is not constant is divisible by 16."""
+    """The kernel for sm_90 and the assembler's log of it; every pointer and every stride that is not constant is
+    divisible by 16."""
     names = kernel.arg_names
     free = [name for name in names if name not in constants]
     divisible = [n for n in free if types.get(n, "i32").startswith("*") or n.startswith("stride")]
@@ -28,18 +29,17 @@ def compiled(kernel, types, constants, options):
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in divisible},
     )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as log:
+        knobs.nvidia.dump_ptxas_log = True  # to stdout
+        knobs.compilation.always_compile = True  # what comes from the cache has no log
+        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return binary, log.getvalue()
 
 
-def resources(binary):
+def resources(binary, log):
     """Registers and spilled bytes of a thread, shared memory of a program, the kinds of its global loads,
     how many bytes its asynchronous copies to shared memory take at a time, and its matrix products."""
     ptx = binary.asm["ptx"]
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
-        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     loads = re.findall(r"ld\.global(?:\.\w+)*?((?:\.v[248])?\.b\d+)", ptx)
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (0x\w+)", ptx)
@@ -212,4 +212,4 @@ CASES = {
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or CASES
-    print(json.dumps({name: resources(CASES[name]()) for name in chosen}))
+    print(json.dumps({name: resources(*CASES[name]()) for name in chosen}))

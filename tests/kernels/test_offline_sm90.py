@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RESOURCES
+from .summary import RESOURCES
 
 pytest.importorskip("triton")
 
@@ -69,7 +69,7 @@ PRODUCTS = [
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, request):
+def report(tmp_path_factory):
     """Compile in a process of its own, where the kernels are not interpreted, with an empty cache."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
@@ -78,11 +78,11 @@ def report(tmp_path_factory, request):
         [sys.executable, "-m", "tests.kernels.compile_sm90"], cwd=root, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    request.config.stash[RESOURCES] = json.loads(done.stdout)  # printed with the summary
-    return request.config.stash[RESOURCES]
+    return json.loads(done.stdout)
 
 
-def test_every_kernel_fits_in_its_registers_without_spills(report):
+def test_every_kernel_fits_in_its_registers_without_spills(report, record_property):
+    record_property(RESOURCES, report)  # printed with the summary
     assert report.keys() == REGISTERS.keys()
     for case, resources in report.items():
         assert resources["spill_bytes"] == 0, case

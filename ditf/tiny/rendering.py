@@ -135,8 +135,8 @@ def painted(scene: Scene, size: int) -> Image.Image:
     """
     if not isinstance(size, int) or size < 8:
         raise InputError.of("size", size, "an integer of at least 8")
-    side = size * (4 if size <= 128 else 2)  # drawn without anti-aliasing, then averaged
     style, instance = make_style(scene.style, scene.style_seed), scene.instance
+    side = size * (style.fineness if size <= 128 else 2)  # drawn without anti-aliasing, then averaged
     canvas = style.ground(Image.fromarray(_bytes(scene.backdrop)).resize((side, side), Image.Resampling.BICUBIC))
     for part in scene.clutter:
         style.part(canvas, part.outline * side, part.colour, None)

@@ -22,10 +22,15 @@ class Flat:
     Args:
         random: of the style's own choices, such as where the light comes from.
         scale: of pens and screens, for a canvas that is shown smaller or larger than a whole picture.
+
+    Attributes:
+        fineness: how many times larger than the picture the canvas of a small picture is; then it is averaged down.
     """
 
+    fineness = 4
+
     def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
-        self._random, self._scale = random, scale
+        self._random = random
 
     def ground(self, canvas: Image.Image) -> Image.Image:
         """The empty background in this style."""
@@ -57,6 +62,8 @@ class Flat:
 
 class _Shaded(Flat):
     """Every part is a little round and lit from one side; the instance throws a soft shadow."""
+
+    fineness = 3  # in time: every pixel of the canvas is computed
 
     def __init__(self, random: np.random.Generator, scale: float = 1.0) -> None:
         super().__init__(random, scale)

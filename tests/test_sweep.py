@@ -260,43 +260,39 @@ def test_a_preset_that_discards_nothing_is_left_out_beside_others(fx) -> None:
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------------
 
-SCRIPT = """
+KILLED = """
 import os, signal, sys
 import torch; torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from test_sweep import SMALL, photo
+from test_sweep import SIZE, SMALL, photo
 import ditf
 from ditf.sweep import sweep
-fx = ditf.FeatureExtractor.from_pretrained("ditf-tiny", truncate=False, device="cpu", size=48, ensemble=2)
+fx = ditf.FeatureExtractor.from_pretrained("ditf-tiny", truncate=False, device="cpu", size=SIZE, ensemble=2)
 run, count = fx.backbone.run, 0
 def counted(*arguments, **options):
     global count
     count += 1
-    if count == {kill_at}:
+    if count == 8:
         os.kill(os.getpid(), signal.SIGKILL)
     return run(*arguments, **options)
 fx.backbone.run = counted
-result = sweep(fx, [photo(0), photo(1)], folder={folder!r}, **SMALL)
-result.save({folder!r})
-print(count)
+sweep(fx, [photo(0), photo(1)], folder={folder!r}, **SMALL)
 """
 
 
-def run_script(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), kill_at=kill_at)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-
-
-def test_a_killed_sweep_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(tmp_path) -> None:
+def test_a_killed_sweep_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(fx, tmp_path, monkeypatch) -> None:
     """12 forwards: a picture and two warps are a unit; the eighth is in the middle of the third unit."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    assert run_script(killed, kill_at=8).returncode == -signal.SIGKILL
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(killed))
+    died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert died.returncode == -signal.SIGKILL, died.stderr
     assert len(list((killed / "units").glob("*.safetensors"))) == 2 + 2  # and the rivals of two pictures
     assert not (killed / "result.json").exists()
-    resumed = run_script(killed, kill_at=0)
-    assert (resumed.returncode, resumed.stdout.split()) == (0, ["6"]), resumed.stderr
-    straight = run_script(whole, kill_at=0)
-    assert (straight.returncode, straight.stdout.split()) == (0, ["12"]), straight.stderr
+    seen = count_forwards(fx, monkeypatch)
+    for folder, forwards in ((killed, 6), (whole, 12)):
+        seen.clear()
+        sweep(fx, [photo(0), photo(1)], folder=folder, **SMALL).save(folder)
+        assert len(seen) == forwards
     for name in ("result.json", "table.csv", "heatmap.png", "preset.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert sorted(os.listdir(killed / "units")) == sorted(os.listdir(whole / "units"))

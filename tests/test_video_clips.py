@@ -11,6 +11,7 @@ from ditf.benchmarks.clips import make_clip, oracle_features, true_tracks
 from ditf.benchmarks.propagation import HELD_OUT, PATCHES, TUNING, propagation_table, table_lines
 from ditf.benchmarks.rivals import patch_tokens
 from ditf.benchmarks.tracking import tracking_table
+from ditf.tiny.scenes import HELD_OUT_KINDS, HELD_OUT_STYLES
 
 
 def test_a_clip_is_the_same_for_its_seed_whatever_its_length() -> None:
@@ -99,9 +100,24 @@ def test_tracks_of_the_oracle_find_most_points_and_those_that_stay_few() -> None
     assert rows["oracle, direct"].visibility > 90
 
 
+@pytest.mark.parametrize("style", HELD_OUT_STYLES)
+def test_a_clip_of_held_out_kinds_moves_alike_in_every_style(style: str) -> None:
+    plain, drawn = (make_clip(3, 9, kinds=tuple(HELD_OUT_KINDS), style=name)[8] for name in ("flat", style))
+    assert (plain.mask == drawn.mask).all()
+    assert (plain.place == drawn.place).all()
+    assert (plain.pixels != drawn.pixels).mean() > 0.5
+    assert (plain.mask != make_clip(3, 9)[8].mask).any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"length": 1}, "length: got 1"), ({"size": (8, 99)}, "at least 16 pixels"), ({"things": 0}, "things: got 0")],
+    [
+        ({"length": 1}, "length: got 1"),
+        ({"size": (8, 99)}, "at least 16 pixels"),
+        ({"things": 0}, "things: got 0"),
+        ({"kinds": ("dragon",)}, "kinds: got .*dragon"),
+        ({"style": "oil"}, "style: got 'oil'"),
+    ],
 )
 def test_clips_that_cannot_be_drawn_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -29,6 +29,7 @@ log = logging.getLogger("ditf")
 PIXELS, CARD = "pool.npy", "pool.json"
 _PARTIAL, _PROGRESS = "pool.npy.partial", "pool.partial.json"
 _CHUNK = 256  # pictures that a process renders and writes at a time
+_SAVE_EVERY = 5.0  # seconds between notes of how far it got
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _rendered(
     with _Processes(count) as each:
         for done in each(render, starts):
             now = time.monotonic()
-            if now - said > 5 or done == recipe.images:
+            if now - said > _SAVE_EVERY or done == recipe.images:
                 said = now
                 progress = {**made_of, "done": done, "seconds": seconds + now - started}
                 write_atomically(path / _PROGRESS, json.dumps(progress).encode())

@@ -5,8 +5,18 @@ import pytest
 import torch
 
 from ditf.errors import InputError
-from ditf.tiny.kinds import KINDS
-from ditf.tiny.scenes import apply_homography, sample_scene, scene_pair, warp_image, warped_pair
+from ditf.tiny.kinds import ALL_KINDS, HELD_OUT_KINDS, KINDS
+from ditf.tiny.scenes import (
+    HELD_OUT_STYLES,
+    STYLES,
+    apply_homography,
+    random_scene,
+    sample_scene,
+    scene_pair,
+    warp_image,
+    warped_pair,
+)
+from ditf.tiny.views import view_pair
 
 
 @pytest.mark.parametrize("clutter", [False, True])
@@ -24,11 +34,11 @@ def test_pixels_stay_what_they_were():
     assert [float(scene.pixels.mean()) for scene in scenes] == pytest.approx([174.3, 114.2, 68.2, 104.9], abs=0.5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("clutter", [False, True])
-def test_keypoints_lie_inside_the_box_and_the_picture(kind, clutter):
-    for seed in range(20):
-        scene = sample_scene(seed, 64, kind, clutter=clutter)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize(("clutter", "viewpoint"), [(False, 0.0), (True, 0.0), (True, 1.0)])
+def test_keypoints_lie_inside_the_box_and_the_picture(kind, clutter, viewpoint):
+    for seed in range(8):
+        scene = sample_scene(seed, 64, kind, clutter=clutter, viewpoint=viewpoint)
         x0, y0, x1, y1 = scene.bbox
         assert scene.kind == kind
         assert -0.5 <= x0 < x1 <= 63.5
@@ -41,9 +51,10 @@ def test_keypoints_lie_inside_the_box_and_the_picture(kind, clutter):
 
 
 @pytest.mark.parametrize("kind", ["quad", "bird", "fish"])
-def test_eyes_are_dark_where_the_keypoint_says_and_light_around(kind):
-    for seed in range(10):
-        scene = sample_scene(seed, 256, kind)
+@pytest.mark.parametrize("viewpoint", [0.0, 0.8])
+def test_eyes_are_dark_where_the_keypoint_says_and_light_around(kind, viewpoint):
+    for seed in range(5):
+        scene = sample_scene(seed, 256, kind, viewpoint=viewpoint)
         x, y = (round(v) for v in scene.keypoints["eye"])
         around = scene.pixels[max(0, y - 12) : y + 13, max(0, x - 12) : x + 13]
         assert scene.pixels[y, x].max() < 30, f"{kind} {seed}"
@@ -59,6 +70,103 @@ def test_a_nose_is_near_black_and_a_taillight_red():
         x, y = (round(v) for v in scene.keypoints["taillight"])
         red, green, blue = scene.pixels[y, x].astype(int)
         assert red > 2 * max(green, blue)
+
+
+def test_a_person_has_skin_between_hair_and_shirt_and_an_engine_is_dark_inside():
+    for seed in range(5):
+        scene = sample_scene(seed, 256, "aeroplane")
+        x, y = (round(v) for v in scene.keypoints["engine"])
+        assert scene.pixels[y, x].max() < 60
+        scene = sample_scene(seed, 256, "person")
+        x, y = (round(v) for v in scene.keypoints["nose"])
+        inward = 4 if scene.flipped else -4
+        red, green, blue = scene.pixels[y, x + inward].astype(int)
+        assert red > green > blue
+
+
+def test_held_out_kinds_and_styles_are_apart_from_those_of_training():
+    assert len(HELD_OUT_KINDS) >= 3
+    assert KINDS.keys().isdisjoint(HELD_OUT_KINDS)
+    assert set(KINDS.values()).isdisjoint(HELD_OUT_KINDS.values())
+    assert len(HELD_OUT_STYLES) >= 2
+    assert set(STYLES).isdisjoint(HELD_OUT_STYLES)
+    for seed in range(20):
+        assert sample_scene(seed, 8).kind in KINDS
+    for kind in HELD_OUT_KINDS:
+        assert 9 <= len(sample_scene(0, 8, kind).keypoints) <= 13
+
+
+@pytest.mark.parametrize("style", STYLES + HELD_OUT_STYLES)
+def test_a_style_changes_the_picture_and_moves_nothing(style):
+    plain, drawn, again = (
+        sample_scene(11, 64, clutter=True, occluders=2, viewpoint=0.5, style=s) for s in ("flat", style, style)
+    )
+    assert (plain.keypoints, plain.visible, plain.bbox) == (drawn.keypoints, drawn.visible, drawn.bbox)
+    assert np.array_equal(drawn.pixels, again.pixels)
+    assert np.array_equal(drawn.pixels, plain.pixels) == (style == "flat")
+    one, other = (scene_pair(4, 32, style=s)[1].keypoints for s in ("flat", style))
+    assert one == other
+
+
+def test_a_point_is_hidden_just_where_an_occluder_changes_the_picture():
+    hidden, seen = 0, 0
+    for seed in range(12):
+        bare, scene = (sample_scene(seed, 256, occluders=count) for count in (0, 4))
+        assert bare.keypoints == scene.keypoints
+        changed = np.pad((bare.pixels != scene.pixels).any(2), 3, mode="edge")
+        for name, (x, y) in scene.keypoints.items():
+            if not bare.visible[name]:
+                assert not scene.visible[name]
+                continue
+            around = changed[round(y) : round(y) + 7, round(x) : round(x) + 7].mean()
+            if around in (0, 1):  # not at an occluder's edge
+                assert scene.visible[name] == (around == 0), f"{name} {seed}"
+                hidden, seen = hidden + (around == 1), seen + (around == 0)
+    assert hidden > 10
+    assert seen > 10
+
+
+def test_a_tilted_instance_is_the_one_from_the_front_under_a_true_homography():
+    """Four points give the map; all others follow it, and no affine map would do."""
+    front, tilted = (
+        random_scene(np.random.default_rng(5), "quad", viewpoint=viewpoint).located for viewpoint in (0.0, 1.0)
+    )
+    points = np.random.default_rng(0).uniform(-0.6, 0.6, (40, 2))
+    here, there = front(points), tilted(points)
+    ones = np.ones((40, 1))
+    rows = [
+        row
+        for (x, y), (u, v) in zip(here[:4], there[:4], strict=True)
+        for row in ([x, y, 1, 0, 0, 0, -u * x, -u * y, -u], [0, 0, 0, x, y, 1, -v * x, -v * y, -v])
+    ]
+    matrix = np.linalg.svd(np.array(rows))[2][-1].reshape(3, 3)
+    mapped = np.hstack([here, ones]) @ matrix.T
+    assert np.allclose(mapped[:, :2] / mapped[:, 2:], there, atol=1e-6)
+    affine = np.linalg.lstsq(np.hstack([here, ones]), there, rcond=None)[0]
+    assert np.abs(np.hstack([here, ones]) @ affine - there).max() > 0.02
+
+
+@pytest.mark.parametrize("style", ["flat", "sketch"])
+def test_two_views_of_a_scene_agree_where_both_see_it(style):
+    for seed in range(3):
+        pair = view_pair(seed, 160, style=style)
+        moved = warp_image(pair.source, pair.matrix, border="plain").astype(float)
+        grid = torch.cartesian_prod(*[torch.arange(160.0)] * 2).flip(1)
+        back = apply_homography(torch.linalg.inv(pair.matrix), grid)
+        inside = ((back >= 0) & (back <= 159)).all(1).reshape(160, 160).numpy()
+        assert inside.mean() > 0.2
+        one, other = (picture[inside].astype(float).ravel() for picture in (moved, pair.target))
+        assert np.corrcoef(one, other)[0, 1] > 0.9
+        shifted = np.corrcoef(np.roll(moved, 6, 1)[inside].ravel(), other)[0, 1]
+        assert np.corrcoef(one, other)[0, 1] > shifted + 0.02
+
+
+def test_the_same_coordinates_are_a_poor_guess_between_two_views():
+    right = [
+        ((pair.target_points - pair.source_points).norm(dim=1) <= 1.6).float().mean()
+        for pair in (view_pair(seed, 16) for seed in range(40))
+    ]
+    assert float(np.mean(right)) < 0.15
 
 
 def test_a_scene_does_not_depend_on_its_resolution():
@@ -89,6 +197,10 @@ def test_a_pair_shows_two_instances_of_one_kind():
 @pytest.mark.parametrize(("argument", "call"), [
     ("kind", lambda: sample_scene(0, kind="dragon")),
     ("size", lambda: sample_scene(0, 4)),
+    ("style", lambda: sample_scene(0, style="oil")),
+    ("occluders", lambda: scene_pair(0, occluders=-1)),
+    ("viewpoint", lambda: sample_scene(0, viewpoint=1.5)),
+    ("grid", lambda: view_pair(0, grid=0)),
     ("image", lambda: warped_pair(np.zeros((8, 8), np.uint8))),
     ("image", lambda: warped_pair(np.zeros((8, 8, 3)))),
     ("pivot", lambda: warped_pair(np.zeros((8, 8, 3), np.uint8), pivot=(90.0, 90.0))),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import common, eval_davis, eval_hpatches
+from . import common, eval_davis, eval_hpatches, eval_synthetic
 from .common import Clock, ModelOptions
 from .eval_output import bars, introduce, show_comparison, show_result
 
@@ -228,7 +228,7 @@ def _register() -> None:
 
 
 _register()
-for _other in (eval_hpatches, eval_davis):
+for _other in (eval_hpatches, eval_davis, eval_synthetic):
     app.command(_other.NAME, epilog=_other.EXAMPLE)(_other.command)
 
 

@@ -30,7 +30,18 @@ from .cases import Case, scene_cases
 from .model import BEST, top_channel
 from .sets import Group
 
-__all__ = ["PATCHES", "RANDOM", "ModelRows", "PixelRows", "Rows", "SiftRows", "chosen_row", "config_dict", "heads"]
+__all__ = [
+    "PATCHES",
+    "RANDOM",
+    "ModelRows",
+    "PixelRows",
+    "Rows",
+    "SiftRows",
+    "chosen_row",
+    "config_dict",
+    "heads",
+    "matched",
+]
 
 PATCHES = (9, 13, 17, 21, 25)
 """Sides of pixel patches, in pixels of the resized picture."""
@@ -40,7 +51,7 @@ RANDOM = "random network, "
 
 _PATCH_SIDE = 192  # pictures are shrunk to no more than this for patches, whatever the model sees
 _STRIDE = 4  # pixels between patches
-_LOOK_AT = 8  # pictures that show which channel leads
+_LOOK_AT = 4  # pictures that show which channel leads
 _SIFT_SIZES = (4.0, 8.0)  # diameters of keypoints, in pixels of the picture
 _SIFT_PLACES = 32  # along the longer side of the target
 
@@ -122,7 +133,7 @@ class ModelRows:
 
     def find(self, group: Group) -> dict[str, list[Tensor]]:
         maps = {id(picture): self.maps(picture, group.word) for picture in group.pictures}
-        return {name: _matched({key: of[name] for key, of in maps.items()}, group.cases) for name in self.names}
+        return {name: matched({key: of[name] for key, of in maps.items()}, group.cases) for name in self.names}
 
 
 class PixelRows:
@@ -148,7 +159,7 @@ class PixelRows:
         }
         for patch in PATCHES:
             maps = {id(one): patch_map(one, patch, self.side, _STRIDE) for one in group.pictures}
-            found[f"pixel patches {patch} px"] = _matched(maps, group.cases)
+            found[f"pixel patches {patch} px"] = matched(maps, group.cases)
         return found
 
 
@@ -203,7 +214,8 @@ def _channels(fx: FeatureExtractor, own: bool) -> tuple[tuple[int, ...], str]:
     return (top_channel(maps),), f"the largest of {_LOOK_AT} validation pictures"
 
 
-def _matched(maps: Mapping[int, FeatureMap], cases: Sequence[Case]) -> list[Tensor]:
+def matched(maps: Mapping[int, FeatureMap], cases: Sequence[Case]) -> list[Tensor]:
+    """Per case (K, 2) the best pixel of each of its points, by features of its pictures: id -> map."""
     sources, targets = ([maps[id(getattr(case, side))] for case in cases] for side in ("source", "target"))
     return [one.target.cpu() for one in match_points(sources, targets, [case.points for case in cases])]
 

@@ -81,10 +81,14 @@ class PairSet:
     make: Callable[[str, int, int], tuple[list[Case], list[str], str]] = field(repr=False)
     validation: tuple[str, ...] | None = None
 
+    def count_groups(self, pairs: int) -> int:
+        """How many groups are the set's part of about ``pairs`` pairs in all sets: one or more."""
+        return max(1, round(pairs * self.share / self.pairs))
+
     def groups(self, pairs: int, split: Split = "test") -> Iterator[Group]:
-        """The set's part of about ``pairs`` pairs in all sets, one group or more; drawn as they are asked for."""
+        """They are drawn as they are asked for."""
         names = self.categories if split == "test" or self.validation is None else self.validation
-        for i in range(max(1, round(pairs * self.share / self.pairs))):
+        for i in range(self.count_groups(pairs)):
             category = names[i % len(names)]
             seed = _SEEDS[split] + _SEEDS_OF_A_SET * self.number + _SEEDS_OF_A_GROUP * i
             cases, clusters, word = self.make(category, i // len(names), seed)

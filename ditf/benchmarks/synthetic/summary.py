@@ -1,6 +1,7 @@
-"""From errors of single points to averages, and how sure they are: bootstrap over clusters of pairs that share pictures.
+"""From errors of single points to averages, and how sure they are: a bootstrap over clusters of pairs.
 
-Clusters are drawn within their category, all rows of the table over the same draws, so that differences are paired.
+Pairs that share pictures are a cluster. Clusters are drawn within their category, all rows of the table over the same
+draws, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def pair_values(
 
     Returns:
         "rows": row -> {"pck": {alpha: {average: [value, lower, upper]}}, "median_error"}; "differences":
-        [{"first", "second", "pck": likewise}]. Bounds are 2.5 and 97.5 percentiles of the draws.
+        [{"first", "second", "pck": likewise}]. Bounds are 2.5 and 97.5 percentiles of the draws, None where no category
+        has more than one cluster.
     """
     categories, clusters = [one.category for one in records], [one.cluster for one in records]
     counts = np.array([one.points for one in records])
@@ -70,12 +72,12 @@ def pair_values(
     drawn = dict(zip(cells, bootstrap(categories, clusters, hits, counts, draws), strict=True))
     whole = {cell: aggregate(categories, of, counts) for cell, of in zip(cells, hits, strict=True)}
 
+    sure = len(set(zip(categories, clusters, strict=True))) > len(set(categories))
+
     def row(name: str) -> dict[str, Any]:
         pck = {
-            f"{alpha:g}": {
-                kind: _with_bounds(whole[name, alpha][kind], drawn[name, alpha][kind]) for kind in AGGREGATES
-            }
-            for alpha in ALPHAS
+            f"{a:g}": {kind: _bounded(whole[name, a][kind], drawn[name, a][kind], sure) for kind in AGGREGATES}
+            for a in ALPHAS
         }
         median = float(np.median(np.concatenate([one.errors[name] for one in records])))
         return {"pck": pck, "median_error": round(median, 4) if np.isfinite(median) else None}
@@ -83,9 +85,10 @@ def pair_values(
     def difference(one: str, other: str) -> dict[str, Any]:
         pck = {
             f"{alpha:g}": {
-                kind: _with_bounds(
+                kind: _bounded(
                     whole[one, alpha][kind] - whole[other, alpha][kind],
                     drawn[one, alpha][kind] - drawn[other, alpha][kind],
+                    sure,
                 )
                 for kind in AGGREGATES
             }
@@ -114,8 +117,8 @@ def clip_values(
     def values(name: str, measure: str) -> np.ndarray:
         return np.array([clip[measure] for clip in rows[name]], np.float64)
 
-    def bounds(of: np.ndarray) -> list[float] | None:
-        return None if np.isnan(of).any() else _with_bounds(float(of.mean()), of[picks].mean(1))
+    def bounds(of: np.ndarray) -> list[float | None] | None:
+        return None if np.isnan(of).any() else _bounded(float(of.mean()), of[picks].mean(1), clips > 1)
 
     return {
         "rows": {name: {m: bounds(values(name, m)) for m in measures} for name in rows},
@@ -153,6 +156,7 @@ def best_of(names: Sequence[str], records: Sequence[PairRecord]) -> str:
     return max(names, key=lambda name: sum(int((one.errors[name] <= ALPHAS[0]).sum()) for one in records))
 
 
-def _with_bounds(value: float, drawn: np.ndarray) -> list[float]:
+def _bounded(value: float, drawn: np.ndarray, sure: bool) -> list[float | None]:
+    """[value, lower, upper]; no bounds where there was nothing to draw from."""
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return [round(float(v), 4) for v in (value, low, high)]
+    return [round(float(value), 4), *(round(float(v), 4) if sure else None for v in (low, high))]

@@ -21,7 +21,7 @@ from .runner import Units
 
 __all__ = ["CLIPS", "MEASURES", "STAYING", "ClipRows", "ModelClips", "PatchClips", "clips", "evaluate_clips"]
 
-CLIPS = {"quick": (4, 10), "full": (24, 16)}
+CLIPS = {"quick": (4, 8), "full": (24, 16)}
 """Clips and their frames."""
 
 MEASURES = {
@@ -91,7 +91,7 @@ class PatchClips:
 
 @dataclass(frozen=True, eq=False)
 class _Truth:
-    """A clip with what is true of it: frames, masks (T, H, W), tracks (T, K, 2), NaN where a point is not to be seen."""
+    """A clip and what is true of it: masks (T, H, W), tracks (T, K, 2), NaN where a point is not to be seen."""
 
     name: str
     frames: Sequence[ClipFrame]

@@ -174,7 +174,7 @@ def _preset(who: str, values: dict[str, Any], **others: str) -> Preset:
 
 
 _FLUX_CODE = {
-    "block": 28, "timestep": 260, "size": 640, "ensemble": 8, "latent": "sample",
+    "block": 28, "timestep": 260, "size": 640, "rounding": "half-even", "ensemble": 8, "latent": "sample",
     "discard": (154, 1446), "guidance": 3.5, "prompt": "a photo of a {category}",
 }  # fmt: skip
 

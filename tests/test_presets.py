@@ -14,6 +14,7 @@ def test_flux_dev_is_the_reference_code() -> None:
     preset = find_preset("black-forest-labs/FLUX.1-dev", "semantic", num_blocks=57)
     c = preset.config
     assert (c.block, c.timestep, c.size, c.resize, c.ensemble) == (28, 260, 640, "longest", 8)
+    assert c.rounding == "half-even"  # the released code uses Python's round
     assert (c.latent, c.discard, c.discard_at, c.guidance) == ("sample", (154, 1446), "input", 3.5)
     assert preset.untuned == ()
     assert preset.source["discard"] == CODE

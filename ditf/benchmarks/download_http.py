@@ -67,7 +67,7 @@ class ResumingDownloader:
             self._note.unlink(missing_ok=True)
             raise StoreError(
                 f"{url}: its SHA-256 is {found}, expected {self.expected}; what came is kept as {kept}: it is another "
-                "version, or was damaged on the way; give the same command to try again, or another --mirror"
+                "version, or was damaged on the way; give the same command again, or a copy's address with --mirror"
             )
         os.replace(self.part, output_file)
         self._note.unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def remote_size(url: str) -> int | None:
             status, length = response.status_code, response.headers.get("Content-Length", "")
     except RequestException as error:
         raise StoreError(
-            f"{url}: cannot be reached ({_why(error)}); try again with a network, or give another --mirror"
+            f"{url}: cannot be reached ({_why(error)}); try again with a network, or a copy's address with --mirror"
         ) from None
     if status in (404, 410):
         raise StoreError(f"{url}: no such file on the server ({status}); give the address of a copy with --mirror")
@@ -216,7 +216,9 @@ def _extent(response: Any, url: str) -> tuple[int, int | None]:
     if response.status_code == 206:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if found is None:
-            raise StoreError(f"{url}: the server answers a part without saying which; give another --mirror")
+            raise StoreError(
+                f"{url}: the server answers a part without saying which; give a copy's address with --mirror"
+            )
         return int(found[1]), None if found[2] == "*" else int(found[2])
     if response.status_code == 200:
         length = response.headers.get("Content-Length", "")

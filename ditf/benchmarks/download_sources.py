@@ -109,5 +109,5 @@ def sources_of(name: str, mirror: str | None = None) -> tuple[Source, ...]:
         return sources
     if not mirror.startswith(("http://", "https://")):
         raise InputError.of("--mirror", mirror, "an address that begins with http:// or https://")
-    given_by = "the mirror that was given"
+    given_by = "--mirror"
     return tuple(dataclasses.replace(one, url=f"{mirror.rstrip('/')}/{one.file}", given_by=given_by) for one in sources)

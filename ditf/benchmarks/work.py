@@ -30,7 +30,7 @@ __all__ = ["Found", "Progress", "Work", "found_at", "sides_of"]
 log = logging.getLogger("ditf")
 
 Progress = Callable[[str, int, int], None]
-"""Called with "images", "features" or "pairs", how many are done, and how many there are."""
+"""Called with "images", "features", "poses" or "pairs", how many are done, and how many there are."""
 
 UNIT_PAIRS = 256  # of one file of results
 _MEMORY = 1 << 30  # bytes of feature maps held at once
@@ -109,6 +109,7 @@ class Work:
                     found[method.name] |= known
         self._pairs_done = sum(len(known) for known in found.values())
         self._pairs = len(framed) * len(methods)
+        self._poses_done, self._poses = 0, self._pairs - self._pairs_done
         self._count_features(methods, groups, missing)
         self.progress("pairs", self._pairs_done, self._pairs)
         self._prepare_texts(methods, groups, missing)
@@ -258,7 +259,12 @@ class Work:
         def solve(job: tuple[int, FeatureMap, FeatureMap, FeatureMap]) -> tuple[int, bool]:
             return job[0], mirrored_is_nearer(*job[1:], self.protocol, method.backend)
 
-        return dict(workers.each(solve, jobs))
+        found: dict[int, bool] = {}
+        for i, nearer in workers.each(solve, jobs):
+            found[i] = nearer
+            self._poses_done += 1
+            self.progress("poses", self._poses_done, self._poses)
+        return found
 
     def _picture(self, side: tuple[Path, str], mirrored: bool = False) -> Picture:
         return Picture(side[0], self._images[side[0]], side[1], mirrored)

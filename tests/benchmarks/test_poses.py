@@ -91,7 +91,9 @@ def test_a_run_that_goes_on_knows_the_poses_and_extracts_each_picture_and_its_mi
     pairs, tmp_path
 ) -> None:
     oracle = Facing({"turned-source"})
-    first = evaluate([oracle], pairs, POSED, folder=tmp_path / "work")
+    told: list[tuple[str, int, int]] = []
+    first = evaluate([oracle], pairs, POSED, folder=tmp_path / "work", progress=lambda *one: told.append(one))
+    assert [(done, of) for stage, done, of in told if stage == "poses"] == [(1, 2), (2, 2)]
     assert sorted(path.stem for path in oracle.seen) == [
         "same-source", "same-source", "same-target", "turned-source", "turned-source", "turned-target",
     ]  # fmt: skip

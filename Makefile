@@ -13,7 +13,7 @@ endif
 # takes tests from the end of another's list. WORKERS= runs them in one process.
 WORKERS ?= --numprocesses logical --maxprocesses 4 --dist worksteal --benchmark-disable
 
-.PHONY: demo test test-verify test-all lint bench clean
+.PHONY: demo test test-verify test-all lint bench report clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m ditf.demo --out demo
@@ -35,6 +35,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench -m "not slow" --benchmark-columns=min,median,rounds
+
+report: $(VENV)/.test
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,6 +1,7 @@
 """Measure what DiTF claims on one model, part by part; ``make report`` tells the result.
 
     python bench/method.py measure --checkpoint ditf-tiny [--parts grid,massive] [--pairs 8]
+    python bench/method.py measure --parts rows --rows RESULT_OF_DITF_EVAL_SYNTHETIC.json
     python bench/method.py measure --growth FOLDER --variants base=FOLDER --variants no-qk-norm=FOLDER
 
 A part that is there already, of the same weights and settings, is left as it is (``--again`` measures it anew), and a
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 from study.files import PARTS, model_card, read_part, versions, write_part
 from study.measure import TIMESTEPS, Task, ensemble_of, grid_of, massive_of
-from study.rows import rows_of
-from study.runs import curves_of, run_of
+from study.rows import rows_of, rows_of_file
+from study.runs import curves_of, rivals_of_curves, run_of
 
+from ditf.benchmarks.synthetic.sets import QUICK
 from ditf.errors import DitfError, InputError
 
 RESULTS = Path(__file__).parent / "results" / "method"
@@ -32,7 +34,7 @@ ENSEMBLE_PAIRS = 120
 MASSIVE_PICTURES = 48
 RUNS = ("growth", "variants")  # read anew every time: it takes no time
 
-log = logging.getLogger("ditf")
+log = logging.getLogger("method")
 
 
 class Study:
@@ -46,7 +48,8 @@ class Study:
     def run(self, part: str) -> None:
         """Measure a part unless it is there."""
         card = self._card(part)
-        known = {} if self.options.again or part in RUNS else read_part(self.out, part) or {}
+        anew = self.options.again or part in RUNS or (part == "rows" and self.options.rows is not None)
+        known = {} if anew else read_part(self.out, part) or {}
         if known.get("card") != card:
             known = {}
         if known and known.get("complete", True):
@@ -61,7 +64,7 @@ class Study:
         if part in RUNS:
             return {"runs": [run_of(run)[0] for run in getattr(self.options, part)]}
         asked = {
-            "rows": {"pairs": self.options.pairs},
+            "rows": {"pairs": self.options.pairs or QUICK},
             "grid": {"pairs": self._pairs("semantic"), "photographs": self._pairs("photographs")},
             "ensemble": {"pairs": self.options.pairs or ENSEMBLE_PAIRS},
             "massive": {"pictures": min(2 * (self.options.pairs or MASSIVE_PICTURES), MASSIVE_PICTURES)},
@@ -78,7 +81,12 @@ class Study:
         return min(self.options.pairs, GRID_PAIRS[task]) if self.options.pairs else GRID_PAIRS[task]
 
     def _rows(self, card: dict[str, Any], known: dict[str, Any]) -> None:
-        write_part(self.out, "rows", card, rows_of(self.options.checkpoint, self.options.pairs))
+        if self.options.rows is None:
+            found = rows_of(self.options.checkpoint, self.options.pairs, self.out)
+        else:
+            found = rows_of_file(self.options.rows)
+            card = found.pop("card")
+        write_part(self.out, "rows", card, found)
 
     def _grid(self, card: dict[str, Any], known: dict[str, Any]) -> None:
         tasks: dict[str, Any] = dict(known.get("tasks", {}))
@@ -96,10 +104,13 @@ class Study:
         write_part(self.out, "massive", card, massive_of(self.options.checkpoint, card["pictures"], TIMESTEPS))
 
     def _growth(self, card: dict[str, Any], known: dict[str, Any]) -> None:
-        write_part(self.out, "growth", card, {"runs": curves_of(self.options.growth)})
+        write_part(self.out, "growth", card, self._curves(self.options.growth))
+
+    def _curves(self, runs: list[str]) -> dict[str, Any]:
+        return {"rivals": rivals_of_curves(), "runs": curves_of(runs)}
 
     def _variants(self, card: dict[str, Any], known: dict[str, Any]) -> None:
-        write_part(self.out, "variants", card, {"runs": curves_of(self.options.variants)})
+        write_part(self.out, "variants", card, self._curves(self.options.variants))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--out", default=RESULTS, type=Path, help="folder of the result files")
     measure.add_argument("--parts", help=f"some of {','.join(PARTS)}; default all that can be measured")
     measure.add_argument("--pairs", type=int, help="fewer pairs, for a trial")
+    measure.add_argument("--rows", type=Path, metavar="RESULT", help="of ditf eval synthetic: read instead of measured")
     measure.add_argument("--growth", action="append", default=[], metavar="[NAME=]FOLDER", help="a training run")
     measure.add_argument("--variants", action="append", default=[], metavar="[NAME=]FOLDER", help="a short run")
     measure.add_argument("--threads", type=int, default=2, help="of the CPU")

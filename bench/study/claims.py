@@ -19,8 +19,11 @@ FEW = 10
 """A layer that has more massive channels than this has not few."""
 EVERY_IMAGE, MOST_TOKENS = 0.95, 0.9
 HUNDRED = 100
+FEWEST = 12
+"""Clusters of pairs; fewer make intervals that are too narrow."""
 
 _README = "DiTF's README, SPair-71k PCK@0.1 of FLUX.1-dev"
+Numbers = Sequence[int] | np.ndarray
 Results = Mapping[str, Mapping[str, Any]]
 """part -> its result file; parts that were not measured are not there."""
 
@@ -56,10 +59,17 @@ def verdict_of(found: Interval) -> str:
     return HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
 
 
+def interval_of(values: Sequence[float | None]) -> Interval:
+    """As a file has it: bounds are missing where there were too few pairs for them."""
+    value, low, high = values
+    return float(value or 0.0), -math.inf if low is None else low, math.inf if high is None else high
+
+
 def points(found: Interval, unit: str = "points") -> str:
     """ "+1.0 points (+0.2 to +1.8)"."""
     value, low, high = found
-    return f"{value:+.1f} {unit} ({low:+.1f} to {high:+.1f})"
+    bounds = f"{low:+.1f} to {high:+.1f}" if math.isfinite(low) else "no interval"
+    return f"{value:+.1f} {unit} ({bounds})"
 
 
 # --- massive channels ------------------------------------------------------------------------------------------------
@@ -216,12 +226,12 @@ def _claim_of_difference(
             difference = found["differences in pck@0.1"].get(f"{one} - {other}")
             if difference is None:
                 continue
-            verdict = verdict_of(tuple(difference))
+            verdict = UNDECIDED if _too_few(found["clusters"]) else verdict_of(interval_of(difference))
             verdicts.append(verdict)
-            sentences.append(f"{task}, {one} - {other}: {points(tuple(difference))}, {verdict}")
+            sentences.append(f"\n  - {task}, {one} - {other}: {points(interval_of(difference))}: {verdict}")
     if not verdicts:
         return Claim(title, published, rule, MISSING, "The result file has no such difference.")
-    return Claim(title, published, rule, verdicts[0], "; ".join(sentences) + ".")
+    return Claim(title, published, rule, verdicts[0], "".join(sentences))
 
 
 def _modulation(results: Results) -> Claim:
@@ -244,9 +254,52 @@ def _discard(results: Results) -> Claim:
     )
 
 
-def difference(hits: Sequence[int], other: Sequence[int], counts: Sequence[int]) -> Interval:
+def difference(hits: Numbers, other: Numbers, counts: Numbers) -> Interval:
     """Of two methods' PCK on the same pairs, in points."""
     return interval(pck_samples(hits, counts) - pck_samples(other, counts))
+
+
+def _too_few(clusters: int) -> str:
+    return "" if clusters >= FEWEST else f"{clusters} clusters of pairs are too few for an interval; expected {FEWEST}."
+
+
+def targets(results: Results) -> list[tuple[str, str, str]]:
+    """What was asked of the model beforehand: the target, what was found, whether it was reached."""
+    rows = []
+    for task, rival, asked in _TARGETS:
+        text = f"{task}: {asked} points above {rival}"
+        found = _chosen_minus(results, task, rival)
+        if found is None:
+            rows.append((text, "-", MISSING))
+            continue
+        name, difference = found
+        reached = "reached" if difference[0] >= asked and difference[1] > 0 else "not reached"
+        rows.append((text, f"{name}: {points(difference)}", reached))
+    return rows
+
+
+_TARGETS = (
+    ("held-out-kinds", "the best pixel patches", 15),
+    ("held-out-kinds", "the random network", 15),
+    ("photographs", "the best pixel patches", 10),
+)
+_RIVAL = {"the best pixel patches": "pixel patches", "the random network": "random network"}
+
+
+def _chosen_minus(results: Results, task: str, rival: str) -> tuple[str, Interval] | None:
+    """The difference of the preset's own row and a rival, by name."""
+    found = results.get("rows", {}).get("tasks", {}).get(task)
+    if found is None:
+        return None
+    start = f"{found['setting']['row']} - {_RIVAL[rival]}"
+    return next(
+        (
+            (name, interval_of(value))
+            for name, value in found["differences in pck@0.1"].items()
+            if name.startswith(start)
+        ),
+        None,
+    )
 
 
 def _ensemble(results: Results) -> Claim:
@@ -261,6 +314,8 @@ def _ensemble(results: Results) -> Claim:
         row = next(one for one in part["noises"][noise] if one["ensemble"] == size)
         return row["hits"][variant]["0.1"]
 
+    if few := _too_few(len(part["counts"])):
+        return Claim(title, published, rule, UNDECIDED, few)
     largest = max(part["sizes"])
     found = difference(hits("independent", largest), hits("independent", 1), part["counts"])
     raw = difference(hits("independent", largest, "raw"), hits("independent", 1, "raw"), part["counts"])
@@ -286,13 +341,18 @@ def _middle(results: Results) -> Claim:
     task = part["tasks"]["semantic"]
     timestep = nearest_timestep(task)
     cells = {one["block"]: one["hits"]["adaln"]["0.1"] for one in task["cells"] if one["timestep"] == timestep}
-    counts, depth = task["counts"], max(cells) + 1
+    counts, depth = np.array(task["counts"]), max(cells, default=0) + 1
+    if few := _too_few(len(counts)) or ("Fewer than 3 blocks." if depth < 3 else ""):
+        return Claim(title, published, rule, UNDECIDED, few)
+    hits = {block: np.array(of) for block, of in cells.items()}
+    order = np.random.default_rng(0).permutation(len(counts))
+    here, there = order[::2], order[1::2]  # where each third's best is chosen, and where it is compared
     chosen: list[int] = []
     for third in range(3):
         blocks = [block for block in cells if min(2, 3 * block // depth) == third]
-        chosen.append(max(blocks, key=lambda block: sum(cells[block][::2])))
+        chosen.append(max(blocks, key=lambda block: hits[block][here].sum()))
     others = {
-        name: difference(cells[chosen[1]][1::2], cells[chosen[i]][1::2], counts[1::2])
+        name: difference(hits[chosen[1]][there], hits[chosen[i]][there], counts[there])
         for name, i in (("first", 0), ("last", 2))
     }
     verdicts = [verdict_of(one) for one in others.values()]
@@ -315,33 +375,58 @@ def nearest_timestep(task: Mapping[str, Any]) -> float:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def gains_of(runs: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """log2 of the top channel's ratio, and AdaLN - raw in points, at every point of every curve that has both."""
-    x, y = [], []
-    for run in runs:
-        curve = run["curve"]
-        for ratio, raw, modulated in zip(curve["ratio"], curve["raw"], curve["adaln"], strict=True):
-            if ratio and raw is not None and modulated is not None:
-                x.append(math.log2(ratio))
-                y.append(modulated - raw)
-    return x, y
+def gains_of(runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(n, 3) log2 of images, log2 of the top channel's ratio, and AdaLN - raw in points, where a curve has all."""
+    rows = [
+        (math.log2(images), math.log2(ratio), modulated - raw)
+        for run in runs
+        for images, ratio, raw, modulated in zip(
+            *(run["curve"][name] for name in ("images", "ratio", "raw", "adaln")), strict=True
+        )
+        if images and ratio and raw is not None and modulated is not None
+    ]
+    return np.array(rows, np.float64).reshape(-1, 3)
 
 
 def _grows(results: Results) -> Claim:
     title = "AdaLN's gain grows with the massive channel"
     published = "No such curve is published; this is the mechanism the paper implies."
     rule = (
-        "Holds if AdaLN - raw in PCK@0.1 rises with the logarithm of the top channel's ratio, over all points of all "
-        "training curves: least-squares slope, interval by resampling points. Points of one run are not independent."
+        "Holds if AdaLN - raw in PCK@0.1 rises with the logarithm of the top channel's ratio at an equal number of "
+        "images, over the points of all training curves: slope between what a line over log images leaves of both, "
+        "interval by resampling points. Points of one run are not independent, so the interval is too narrow."
     )
-    runs = [run for part in ("growth", "variants") if part in results for run in results[part]["runs"]]
-    x, y = gains_of(runs)
-    if len(x) < 4 or len(set(x)) < 3:
-        text = f"{len(x)} points are too few." if runs else ""
+    runs = _distinct([run for part in ("growth", "variants") if part in results for run in results[part]["runs"]])
+    found = gains_of(runs)
+    if len(found) < FEWEST:
+        text = f"{len(found)} points are too few; expected {FEWEST}." if runs else ""
         return Claim(title, published, rule, UNDECIDED if runs else MISSING, text)
-    found = interval(slope_samples(x, y)[:, 1])
+    images, ratio, gain = found.T
+    if not np.ptp(ratio) or not np.ptp(images):
+        return Claim(title, published, rule, UNDECIDED, "All points have the same ratio, or number of images.")
+    plain = interval(slope_samples(ratio, gain)[:, 1])
+    left = _without_line(images, ratio), _without_line(images, gain)
+    if np.abs(left[0]).max() < 1e-6:
+        return Claim(title, published, rule, UNDECIDED, "The ratio follows the number of images exactly.")
+    equal = interval(slope_samples(*left)[:, 1])
     text = (
-        f"{points(found)} per doubling of the ratio, over {len(x)} points of {len(runs)} runs; "
-        f"ratios {2 ** min(x):.1f} to {2 ** max(x):.1f}."
+        f"Per doubling of the ratio {points(equal)} at an equal number of images, {points(plain)} without regard to "
+        f"it, over {len(found)} points of {len(runs)} runs; ratios {2 ** ratio.min():.1f} to {2 ** ratio.max():.1f}, "
+        f"gains {gain.min():+.1f} to {gain.max():+.1f} points."
     )
-    return Claim(title, published, rule, verdict_of(found), text)
+    return Claim(title, published, rule, verdict_of(equal), text)
+
+
+def _distinct(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A run that stands in two parts counts once."""
+    kept: list[Mapping[str, Any]] = []
+    for run in runs:
+        if all(run["curve"] != other["curve"] for other in kept):
+            kept.append(run)
+    return kept
+
+
+def _without_line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What the least-squares line over x leaves of y."""
+    intercept, slope = slope_samples(x, y)[0]
+    return y - intercept - slope * x

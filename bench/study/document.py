@@ -9,10 +9,23 @@ from typing import Any
 from ditf.benchmarks.published import ABLATION, SPAIR
 from ditf.benchmarks.synthetic import BEST
 
-from .claims import HOLDS, UNDECIDED, Claim, Results, claims, difference, nearest_timestep, points, verdict_of
+from .claims import (
+    FAILS,
+    FEWEST,
+    HOLDS,
+    Claim,
+    Results,
+    claims,
+    difference,
+    interval_of,
+    nearest_timestep,
+    points,
+    targets,
+    verdict_of,
+)  # fmt: skip
 from .files import PARTS
 from .growth import PLATEAU, joined, outlook, variant_rows
-from .statistics import interval, pck_samples
+from .statistics import Interval, interval, pck_samples
 
 PICTURES = {
     "blocks.png": ("grid", "PCK@0.1 over blocks"),
@@ -24,7 +37,6 @@ PICTURES = {
 }
 """File -> the part it is drawn from, and what it shows."""
 VARIANTS = ("raw", "layernorm", "adaln", BEST)
-_ABOVE = {HOLDS: "yes", UNDECIDED: "undecided"}
 _HOW = {
     "rows": "measure --parts rows",
     "grid": "measure --parts grid",
@@ -89,13 +101,17 @@ def _claims(found: Sequence[Claim]) -> str:
     summary = table(("claim", "here"), ((one.title, f"**{one.verdict}**") for one in found))
     told = "\n\n".join(
         f"### {number}. {one.title}: {one.verdict}\n\n"
-        f"- The paper: {one.published}\n- Here: {one.numbers or 'not measured.'}\n- Rule: {one.rule}"
+        f"- The paper: {one.published}\n- Here:{_after_colon(one.numbers)}\n- Rule: {one.rule}"
         for number, one in enumerate(found, 1)
     )
     return (
         "## Claims\n\nA verdict follows from its rule: a difference whose interval lies above 0 holds, one whose "
         f"interval lies below 0 does not hold, all else is undecided.\n\n{summary}\n\n{told}"
     )
+
+
+def _after_colon(numbers: str) -> str:
+    return numbers if numbers.startswith("\n") else f" {numbers or 'not measured.'}"
 
 
 # --- accuracy --------------------------------------------------------------------------------------------------------
@@ -105,19 +121,28 @@ def _rows(part: Mapping[str, Any]) -> str:
     blocks = []
     for task, found in part["tasks"].items():
         rows = (
-            (name, _bracketed(row["pck@0.1"]), _bracketed(row["pck@0.05"]), f"{row['median error']:.3f}")
+            (name, _bracketed(row["pck@0.1"]), _bracketed(row["pck@0.05"]), _median(row["median error"]))
             for name, row in found["rows"].items()
         )
         blocks.append(
-            f"### {task.capitalize()}\n\n{found['about'].rstrip('.')}. {found['pairs']} pairs, {found['points']} points"
-            f". {_setting(found['setting'])}.\n\n" + table(("method", "PCK@0.1", "PCK@0.05", "median error"), rows)
+            f"### {_title(task)}\n\n{found['about'].rstrip('.')}. {found['pairs']} pairs in {found['clusters']} "
+            f"clusters that share pictures, {found['points']} points. {_setting(found['setting'])}.\n\n"
+            + table(("method", "PCK@0.1", "PCK@0.05", "median error"), rows)
         )
         differences = (
-            (name, points(tuple(values)), _ABOVE.get(verdict_of(tuple(values)), "below 0"))
+            (name, points(interval_of(values)), _above(interval_of(values), found["clusters"]))
             for name, values in found["differences in pck@0.1"].items()
         )
         blocks.append(table(("difference in PCK@0.1", "points", "above 0"), differences))
+    asked = table(("asked beforehand, in PCK@0.1", "found", ""), targets({"rows": part}))
+    blocks.append(f"### How far it got\n\nReached: by so many points, and an interval above 0.\n\n{asked}")
     return "\n\n".join(blocks)
+
+
+def _above(difference: Interval, clusters: int) -> str:
+    if clusters < FEWEST:
+        return "too few pairs"
+    return {HOLDS: "yes", FAILS: "no, below 0"}.get(verdict_of(difference), "undecided")
 
 
 def _grid(part: Mapping[str, Any]) -> str:
@@ -131,16 +156,17 @@ def _grid(part: Mapping[str, Any]) -> str:
         discarded = {(cell["block"], cell["timestep"]): cell["discarded"] for cell in found["cells"]}
         depth, timesteps = max(block for block, _ in at) + 1, found["timesteps"]
         if len(at) < depth * len(timesteps):
-            blocks.append(f"{task.capitalize()}: measured in part; the same command goes on.")
+            blocks.append(f"{_title(task)}: measured in part; the same command goes on.")
             continue
         best = max(at, key=lambda key: sum(at[key]["adaln"]["0.1"]))
         value = interval(pck_samples(at[best]["adaln"]["0.1"], counts))
         blocks.append(
-            f"### {task.capitalize()}\n\n{found['pairs']} pairs of {found['pictures']} pictures in {len(counts)} "
+            f"### {_title(task)}\n\n{found['pairs']} pairs of {found['pictures']} pictures in {len(counts)} "
             f"clusters; {found['setting']['size']} px for the model. Best with AdaLN: block {best[0]}, timestep "
             f"{best[1]:g}, {_bracketed(value)}; the preset takes block {found['setting']['block']}, timestep "
             f"{found['setting']['timestep']:g}. Rivals on the same pairs: {_rivals(found)}.\n\n"
-            "PCK@0.1 with AdaLN, and in brackets AdaLN - raw; bold where the interval of that difference excludes 0:"
+            "PCK@0.1 with AdaLN, and in brackets AdaLN - raw; bold where the interval of that difference excludes 0, "
+            f"as it would by chance in {0.05 * len(at):.0f} of {len(at)} cells:"
         )
         blocks.append(
             table(
@@ -249,7 +275,8 @@ def _growth(part: Mapping[str, Any]) -> str:
         [
             f"Validation pairs at a fixed setting that is no tuned one; {len(curve['images'])} points"
             + (f", of {len(part['runs'])} runs after each other" if len(part["runs"]) > 1 else "")
-            + ". Ratio: the leading channel against the median at five eighths of the depth.",
+            + ". Ratio: the leading channel against the median at five eighths of the depth. Rivals on the same pairs: "
+            + f"{_levels(part['rivals'])}.",
             table(tuple(_CURVE.values()), rows),
             outlook(curve),
         ]
@@ -280,7 +307,8 @@ def _variants(part: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "Short runs that differ in one thing. Gain: AdaLN - raw in PCK@0.1, mean over the last third of the curve; "
-            "intervals by resampling its points, which are not independent.",
+            "intervals by resampling its points, which are not independent. Rivals on the same pairs: "
+            f"{_levels(part['rivals'])}.",
             table(head, variant_rows(part["runs"])),
         ]
     )
@@ -307,10 +335,12 @@ def _cards(results: Results) -> str:
 
 
 def _rivals(found: Mapping[str, Any]) -> str:
-    values = (
-        f"{name} {float(pck_samples(hits['0.1'], found['counts'])[0]):.1f}" for name, hits in found["rivals"].items()
-    )
-    return ", ".join(values)
+    counts = found["counts"]
+    return _levels({name: float(pck_samples(hits["0.1"], counts)[0]) for name, hits in found["rivals"].items()})
+
+
+def _levels(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
 
 
 def _setting(setting: Mapping[str, Any], *, ensemble: bool = True) -> str:
@@ -318,9 +348,17 @@ def _setting(setting: Mapping[str, Any], *, ensemble: bool = True) -> str:
     return f"Block {setting['block']}, timestep {setting['timestep']:g}{noises}, {setting['size']} px for the model"
 
 
-def _bracketed(values: Sequence[float]) -> str:
+def _title(task: str) -> str:
+    return task.capitalize().replace("-", " ")
+
+
+def _median(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3f}"
+
+
+def _bracketed(values: Sequence[float | None]) -> str:
     value, low, high = values
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} ({low:.1f} to {high:.1f})" if low is not None and high is not None else f"{value:.1f}"
 
 
 def _percent(share: float | None) -> str:

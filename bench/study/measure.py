@@ -24,7 +24,7 @@ from ditf_kernels import adaln
 
 __all__ = ["TIMESTEPS", "Task", "ensemble_of", "grid_of", "massive_of"]
 
-log = logging.getLogger("ditf")
+log = logging.getLogger("method")
 
 TIMESTEPS = (20, 50, 100, 200, 300, 500)
 ENSEMBLES = (1, 2, 3, 4, 5, 6, 7, 8)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ditf.benchmarks.synthetic import BEST
 
@@ -17,7 +18,7 @@ from .growth import PLATEAU, fit, joined
 from .statistics import interval, pck_samples
 
 VARIANTS = ("raw", "layernorm", "adaln", BEST)
-_COLOUR = {"raw": "#d1495b", "layernorm": "#edae49", "adaln": "#00798c", BEST: "#30638e"}
+_COLOUR = {"raw": "#d1495b", "layernorm": "#edae49", "adaln": "#00798c", BEST: "#7b2d8b"}
 _MARKER = {"raw": "o", "layernorm": "s", "adaln": "^", BEST: "D"}
 _GREY, _INK = "#7d8aa0", "#20242e"
 
@@ -84,10 +85,15 @@ def _lines(axes: Any, hits: Mapping[float, Mapping[str, Any]], found: Mapping[st
             color=_COLOUR[name], marker=_MARKER[name], markersize=3.5, linewidth=1.2, elinewidth=0.7,
         )  # fmt: skip
     levels = {name: float(pck_samples(one["0.1"], found["counts"])[0]) for name, one in found["rivals"].items()}
-    patch = max((name for name in levels if name.startswith("pixel")), key=lambda name: levels[name])
-    for name, style in ((patch, "--"), ("identity", ":")):
-        axes.axhline(levels[name], color=_GREY, linewidth=1, linestyle=style, label=name)
+    _levels(axes, levels)
     axes.set_ylim(bottom=0)
+
+
+def _levels(axes: Any, values: Mapping[str, float]) -> None:
+    """The best patch and the identity."""
+    patch = max((name for name in values if name.startswith("pixel")), key=lambda name: values[name])
+    for name, style in ((patch, "--"), ("identity", ":")):
+        axes.axhline(values[name], color=_GREY, linewidth=1, linestyle=style, label=name)
 
 
 def _massive(part: Mapping[str, Any]) -> Figure:
@@ -113,6 +119,7 @@ def _massive(part: Mapping[str, Any]) -> Figure:
     )
     right.legend(fontsize=7)
     _share_y((left, right))
+    _plain_ticks(figure)
     return figure
 
 
@@ -122,6 +129,7 @@ def _growth(part: Mapping[str, Any]) -> Figure:
     for name, column in zip(VARIANTS, ("raw", "layernorm", "adaln", "adaln_discard"), strict=True):
         left.plot(*_known(curve, column), label=name, color=_COLOUR[name],
                   marker=".", linewidth=1)  # fmt: skip
+    _levels(left, part["rivals"])
     if (found := fit(curve)) is not None:
         images, samples = found
         x = np.array([images[0], images[-1], 10 * images[-1]])
@@ -133,6 +141,7 @@ def _growth(part: Mapping[str, Any]) -> Figure:
     right.plot(*_known(curve, "ratio"), color=_COLOUR["raw"], marker=".")
     right.axhline(PLATEAU, color=_INK, linewidth=0.8, linestyle=":")
     right.set(xscale="log", yscale="log", xlabel="images", ylabel="leading channel / median", title="leading channel")
+    _plain_ticks(figure)
     return figure
 
 
@@ -153,6 +162,7 @@ def _variants(part: Mapping[str, Any]) -> Figure:
     right.axhline(0, color=_INK, linewidth=0.8)
     right.set(xlabel="images", ylabel="points of PCK@0.1", title="AdaLN - raw")
     left.legend(fontsize=7)
+    _plain_ticks(figure)
     return figure
 
 
@@ -166,6 +176,23 @@ def _share_y(axes: Any) -> None:
     low, high = (pick(one.get_ylim()[i] for one in axes) for i, pick in enumerate((min, max)))
     for one in axes:
         one.set_ylim(low, high)
+
+
+def _plain_ticks(figure: Figure) -> None:
+    """Logarithmic axes with numbers at 1, 2 and 5 of each decade."""
+    for one in figure.axes:
+        for axis in (one.xaxis, one.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+                axis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def _figure(columns: int) -> tuple[Figure, Any]:

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ditf.benchmarks.rivals import constant_shift, identity, pixel_patches
+from ditf.benchmarks.synthetic import Score, scene_cases
+from ditf.benchmarks.synthetic.methods import PATCHES
 from ditf.errors import InputError
+from ditf.tiny.scenes import VALIDATION_SEED
 
 CURVE = "growth.csv"
 COLUMNS = ("step", "images", "seconds", "loss", "channel", "ratio", "raw", "layernorm", "adaln", "adaln_discard")
+GROWTH_PAIRS = (48, VALIDATION_SEED + 700_000, 96)
+"""Pairs, first seed and side of the pictures that ``ditf.tiny.growth`` measures on."""
 _WHOLE = {"step", "images", "channel"}
 _SETTINGS = ("config.json", "ditf.json")
+
+
+@functools.cache
+def rivals_of_curves() -> dict[str, float]:
+    """PCK@0.1 in percent of what needs no model, on the pairs that ``ditf.tiny.growth`` measures curves on."""
+    count, seed, side = GROWTH_PAIRS
+    scores: dict[str, Score] = {}
+    for case in scene_cases(count, seed, size=side):
+        found = {
+            "identity": identity(case.points, _size(case.source), _size(case.target)),
+            "best constant shift": constant_shift(case.points, case.truth),
+            **{
+                f"pixel patches {patch} px": pixel_patches(
+                    case.source, case.target, case.points, patch=patch, side=side
+                )
+                for patch in PATCHES
+            },
+        }
+        for name, places in found.items():
+            scores.setdefault(name, Score()).add(places, case.truth, case.length)
+    return {name: round(float(score.samples(1)[0, 0]), 4) for name, score in scores.items()}
 
 
 def run_of(name_and_folder: str) -> tuple[str, Path]:
@@ -79,9 +107,13 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in _SETTINGS:
         if (folder / name).is_file():
             found |= json.loads((folder / name).read_text())
-    if (folder / "card.json").is_file():
-        found |= json.loads((folder / "card.json").read_text()).get("training", {}).get("recipe", {})
+    card = json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {}
+    found = card.get("training", {}).get("recipe") or found
     return {name: value for name, value in sorted(found.items()) if not name.startswith("_")}
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    return picture.shape[0], picture.shape[1]
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,7 +11,7 @@ Interval = tuple[float, float, float]
 """Value, lower and upper end of the 95% interval."""
 
 
-def pck_samples(hits: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+def pck_samples(hits: Sequence[int] | np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """(1 + DRAWS,) PCK in percent: of all pairs, then of resampled ones; equal draws for an equal number of pairs.
 
     Args:
@@ -21,12 +21,12 @@ def pck_samples(hits: Sequence[int], counts: Sequence[int]) -> np.ndarray:
     return 100 * np.array(hits)[rows].sum(1) / np.maximum(np.array(counts)[rows].sum(1), 1)
 
 
-def mean_samples(values: Sequence[float]) -> np.ndarray:
+def mean_samples(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """(1 + DRAWS,) mean: of all values, then of resampled ones."""
     return np.array(values, np.float64)[_draws(len(values))].mean(1)
 
 
-def slope_samples(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+def slope_samples(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> np.ndarray:
     """(1 + DRAWS, 2) intercept and slope of the least-squares line: of all points, then of resampled ones.
 
     Draws in which all x are equal have no line; they are left out, and at least two distinct x are needed.

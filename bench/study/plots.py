@@ -179,13 +179,15 @@ def _share_y(axes: Any) -> None:
 
 
 def _plain_ticks(figure: Figure) -> None:
-    """Logarithmic axes with numbers at 1, 2 and 5 of each decade."""
+    """Logarithmic axes with numbers at 1, 2 and 5 of each decade; numbers of images in short."""
     for one in figure.axes:
         for axis in (one.xaxis, one.yaxis):
             if axis.get_scale() == "log":
                 axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
                 axis.set_minor_formatter(NullFormatter())
+        if one.get_xlabel() == "images":
+            one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
 def _short(value: float) -> str:

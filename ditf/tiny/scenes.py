@@ -178,7 +178,7 @@ def warped_pair(
 def _check(kind: str | None, style: str, occluders: int, viewpoint: float) -> None:
     if kind is not None and kind not in ALL_KINDS:
         raise InputError.of("kind", kind, f"one of {', '.join(ALL_KINDS)}")
-    if style not in STYLES + HELD_OUT_STYLES:
+    if style not in STYLES and style not in HELD_OUT_STYLES:
         raise InputError.of("style", style, f"one of {', '.join(STYLES + HELD_OUT_STYLES)}")
     if not isinstance(occluders, int) or occluders < 0:
         raise InputError.of("occluders", occluders, "a whole number, 0 or more")

@@ -6,6 +6,7 @@ shares of the picture's side, so that a scene looks the same at every resolution
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -211,10 +212,15 @@ def make_style(name: str, seed: int = 0, scale: float = 1.0) -> Flat:
     Raises:
         InputError: an unknown style.
     """
+    if name == "flat":
+        return _FLAT
     known = _TRAINING | _HELD_OUT
     if name not in known:
         raise InputError.of("style", name, f"one of {', '.join(known)}")
     return known[name](np.random.default_rng([seed, 5]), scale)
+
+
+_FLAT = Flat(np.random.default_rng(0))  # it chooses nothing, and a generator takes a while to make
 
 
 def stretched_map(values: np.ndarray, side: int) -> np.ndarray:
@@ -222,22 +228,24 @@ def stretched_map(values: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _corners(outline: np.ndarray) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in outline - 0.5]
+def _corners(outline: np.ndarray) -> list[float]:
+    """x, y, x, y and so on, between the corners of pixels as Pillow has them."""
+    return (outline - 0.5).ravel().tolist()
 
 
 def _box(outline: np.ndarray, side: int) -> tuple[int, int, int, int]:
     """The pixels (x0, y0, x1, y1) that a polygon may touch, at least one, inside the canvas."""
-    x0, y0 = np.clip(np.floor(outline.min(0)).astype(int) - 1, 0, side - 1)
-    x1, y1 = np.clip(np.ceil(outline.max(0)).astype(int) + 1, 1, side)
-    return int(x0), int(y0), int(x1), int(y1)
+    low, high = outline.min(0).tolist(), outline.max(0).tolist()
+    x0, y0 = (min(max(math.floor(value) - 1, 0), side - 1) for value in low)
+    x1, y1 = (min(max(math.ceil(value) + 1, 1), side) for value in high)
+    return x0, y0, x1, y1
 
 
 def _fill(canvas: Image.Image, outline: np.ndarray, box: tuple[int, int, int, int], surface: np.ndarray) -> None:
     """Fill a polygon with the colours (h, w, 3) of its box."""
     x0, y0, x1, y1 = box
     mask = Image.new("L", (x1 - x0, y1 - y0))
-    ImageDraw.Draw(mask).polygon([(x - x0, y - y0) for x, y in _corners(outline)], fill=255)
+    ImageDraw.Draw(mask).polygon(_corners(outline - box[:2]), fill=255)
     canvas.paste(Image.fromarray(_bytes(surface)), (x0, y0), mask)
 
 
@@ -249,7 +257,7 @@ def _brightened(canvas: Image.Image, by: np.ndarray) -> Image.Image:
 def _contour(canvas: Image.Image, outline: np.ndarray, ink: np.ndarray, width: float) -> None:
     corners = _corners(outline)
     pixels = max(1, round(width * canvas.width))
-    ImageDraw.Draw(canvas).line([*corners, *corners[:2]], tuple(_bytes(ink).tolist()), pixels, joint="curve")
+    ImageDraw.Draw(canvas).line([*corners, *corners[:4]], tuple(_bytes(ink).tolist()), pixels, joint="curve")
 
 
 def _along(size: tuple[int, int], angle: float) -> np.ndarray:

@@ -57,9 +57,9 @@ class Pool:
             raise StoreError(f"{path}: no finished pool; make one with python -m ditf.tiny.pool --out {path}")
         try:
             pixels = np.load(path / PIXELS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path / PIXELS}: cannot be read ({error}); make the pool again") from None
-        images, size = card["recipe"]["images"], card["recipe"]["size"]
+            images, size = card["recipe"]["images"], card["recipe"]["size"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: the pool in it cannot be read ({error!r}); make it again") from None
         if pixels.shape != (images, size, size, 3) or pixels.dtype != np.uint8:
             raise StoreError(f"{path / PIXELS}: got {pixels.dtype} {pixels.shape}, its card has {images} pictures of "
                              f"{size} pixels; make the pool again")  # fmt: skip
@@ -117,9 +117,8 @@ class Pool:
         random = np.random.default_rng([seed, step])
         indices = np.sort(random.integers(max(1, round(reach * len(self))), size=count))  # sorted: the disk prefers it
         window = self.size if size == self.size else int(random.integers(max(size, self.size * 4 // 5), self.size + 1))
-        reach_of_shift = self.size // 16
-        spare = self.size - window
-        shift = random.integers(-reach_of_shift, spare + reach_of_shift + 1, size=(2, count))
+        most, spare = self.size // 16, self.size - window
+        shift = random.integers(-most, spare + most + 1, size=(2, count))
         flipped, order = random.random(count) < 0.5, random.integers(len(_ORDERS), size=count)
         if self._resident is None:
             pictures = torch.from_numpy(self.pixels[indices]).to(device, non_blocking=True)

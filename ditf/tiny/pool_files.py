@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,8 @@ def build_pool(
         rebuild: throw away a pool of another recipe that the folder holds.
 
     Raises:
-        StoreError: the folder holds a pool of another recipe, cannot be written, or has too little space.
+        StoreError: the folder holds a pool of another recipe, cannot be written, or has too little space; or a process
+            was killed. What is rendered by then is kept.
     """
     path, made_of = Path(folder), _made_of(recipe)
     finished, begun = card_of(path), _json(path / _PROGRESS)
@@ -119,6 +121,9 @@ def build_pool(
         card = {**made_of, "kinds": list(KINDS), "seconds": round(seconds, 1)}
         write_atomically(path / CARD, json.dumps(card, indent=1).encode())
         (path / _PROGRESS).unlink(missing_ok=True)
+    except BrokenProcessPool:
+        raise StoreError(f"{path}: a process that renders was killed, perhaps for memory; the same command goes on, "
+                         "with fewer --processes if need be") from None  # fmt: skip
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder, "
                          "then run the same again") from None  # fmt: skip

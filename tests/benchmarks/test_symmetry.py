@@ -87,6 +87,14 @@ def test_the_geometry_aware_subset_of_spair_has_the_averages_of_the_closed_form(
     assert "| oracle | 0.1 | 83.33 | 75.00 |" in to_markdown(found)
 
 
+def test_company_counts_that_only_the_target_shows(tmp_path) -> None:
+    """The first target also shows point 4, which its source does not; the other targets show one of the two at most."""
+    content = {"cat": {"alike": [["0", "4"]]}, "bicycle": {}}
+    pairs = spair.read(make_spair(tmp_path), "test", CODE, symmetry=symmetry(tmp_path, content))
+    marks = [pair.geometry.tolist() for pair in pairs.pairs if pair.geometry is not None]
+    assert marks == [[True, False, False, False], [False], [False, False, False]]
+
+
 def test_the_eyes_of_animals_are_geometry_aware_and_a_lone_shoulder_is_not(tmp_path) -> None:
     root, protocol = make_ap10k(tmp_path), ap10k.protocols["geoaware"]
     for split in ("test", "test_cross_species", "test_cross_family"):

@@ -26,7 +26,7 @@ class FusedMethod:
     """Both features of a picture side by side, each of unit length, on the model's grid.
 
     DiTF projects the features of the two images of a pair to 1280 channels together (arXiv 2505.18584, appendix,
-    Eq. 14). That is a decomposition for every pair: seconds on a GPU, half a minute on one core of a CPU.
+    Eq. 14). That is a decomposition for every pair, at FLUX's size half a minute and half a GB on one core of a CPU.
 
     Args:
         name: of its row.

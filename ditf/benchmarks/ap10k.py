@@ -92,7 +92,7 @@ def read(folder: Path, split: str, protocol: Protocol, symmetry: Symmetry | None
             pairs.append(pair)
     if not pairs:
         raise InputError(f"--data: {root} has no pair to score in {split} ({'; '.join(problems.sentences())})")
-    symmetry.check({pair.category for pair in pairs})
+    symmetry.check({pair.category for pair in pairs}, mirror=protocol.align_pose)
     facts = {"pairs_listed": len(files), **_origin(root), "symmetry": dict(symmetry.about)}
     return PairSet("ap10k", split, root, tuple(pairs), problems, facts)
 

@@ -67,7 +67,7 @@ def read(folder: Path, split: str, protocol: Protocol, symmetry: Symmetry | None
         )
     facts: dict[str, Any] = {"list": listed, "pairs_listed": len(names), "pairs_of_the_whole_split": PAIRS[split]}
     if symmetry is not None:
-        symmetry.check({pair.category for pair in pairs})
+        symmetry.check({pair.category for pair in pairs}, mirror=protocol.align_pose)
         facts["symmetry"] = dict(symmetry.about)
     return PairSet("spair", split, root, tuple(pairs), problems, facts)
 

@@ -30,7 +30,8 @@ class Symmetry:
 
     Attributes:
         alike: category -> groups of ids of one kind; an id is in one group at most. "*": categories not named.
-        mirror: category -> id -> the id that takes its place in a mirror; an id not named is its own.
+        mirror: category -> id -> the id that takes its place in a mirror; an id not named is its own. Not known of a
+            category that is not named where there is no "*".
         about: where this comes from, as plain JSON values.
     """
 
@@ -44,12 +45,20 @@ class Symmetry:
     def counterpart(self, category: str, point: str) -> str:
         return self.mirror.get(category, self.mirror.get(EVERY, {})).get(point, point)
 
-    def check(self, categories: Collection[str]) -> None:
-        """Raises InputError for a category that is not described: its points would be left out in silence."""
+    def check(self, categories: Collection[str], mirror: bool) -> None:
+        """Whether every category is described, its counterparts in a mirror too where ``mirror`` asks for them.
+
+        Raises:
+            InputError: one is not; its points would be left out, or matched by another's place, in silence.
+        """
         missing = sorted(c for c in categories if c not in self.alike and EVERY not in self.alike)
         if missing:
             names = ", ".join(missing)
             raise InputError(f'--symmetry: nothing is said of {names}; add "{missing[0]}": {{}} if no points are alike')
+        unknown = sorted(c for c in categories if c not in self.mirror and EVERY not in self.mirror)
+        if mirror and unknown:
+            names = ", ".join(unknown)
+            raise InputError(f'--symmetry: "mirror" is missing for {names}; give [] where no points change places')
 
 
 def geometry_aware(ids: Sequence[str], seen: Collection[str], groups: Sequence[Sequence[str]]) -> np.ndarray:
@@ -98,8 +107,8 @@ def of_names(names: Sequence[str], about: Mapping[str, Any]) -> Symmetry:
 def read_symmetry(path: Path) -> Symmetry:
     """From a JSON object: ``{"cat": {"alike": [["0", "1"], ...], "mirror": [["0", "1"], ...]}, ...}``.
 
-    "alike" holds groups of ids of one kind, "mirror" pairs of ids that change places in a mirror (without it: the
-    groups of two); "*" stands for categories that are not named.
+    "alike" holds groups of ids of one kind, "mirror" pairs of ids that change places in a mirror, which only pose
+    alignment needs; "*" stands for categories that are not named.
 
     Raises:
         InputError: no such file, or content of another form.
@@ -117,11 +126,10 @@ def read_symmetry(path: Path) -> Symmetry:
         if unknown := sorted(set(one) - {"alike", "mirror"}):
             raise InputError.of(f"--symmetry {category}", unknown[0], '"alike" and "mirror"')
         groups = _groups(f"--symmetry {category}: alike", one.get("alike", []), least=2)
-        pairs = [g for g in groups if len(g) == 2]
+        alike[category] = tuple(groups)
         if "mirror" in one:
             pairs = _groups(f"--symmetry {category}: mirror", one["mirror"], least=2, most=2)
-        alike[category] = tuple(groups)
-        mirror[category] = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+            mirror[category] = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
     return Symmetry(alike, mirror, {"file": path.name, "content": content})
 
 

@@ -57,12 +57,15 @@ def test_a_counterpart_that_the_source_does_not_show_has_no_place(tmp_path) -> N
     assert found[1:].tolist() == [[1, 2], [3, 4]]  # that of 2 is 0; 5 is its own
 
 
-def test_groups_of_two_are_counterparts_unless_the_file_says_which_are(tmp_path) -> None:
-    found = symmetry(
-        tmp_path, {"*": {"alike": [["a", "b"], ["c", "d", "e"]]}, "x": {"alike": [["a", "b"]], "mirror": []}}
-    )
-    assert [found.counterpart("any", i) for i in "abcz"] == ["b", "a", "c", "z"]
-    assert found.counterpart("x", "a") == "a"
+def test_points_that_are_alike_change_places_in_a_mirror_only_where_the_file_says_so(tmp_path) -> None:
+    """Two wheels of a bicycle are alike, and the front one stays the front one."""
+    found = symmetry(tmp_path, {"*": {"alike": [["a", "b"]], "mirror": [["a", "c"]]}, "x": {"alike": [["a", "b"]]}})
+    assert [found.counterpart("any", i) for i in "abcz"] == ["c", "b", "a", "z"]
+    found.check(["any", "x"], mirror=True)  # "*" speaks for it
+    alone = symmetry(tmp_path, {"x": {"alike": [["a", "b"]]}})
+    alone.check(["x"], mirror=False)
+    with pytest.raises(InputError, match='"mirror" is missing for x'):
+        alone.check(["x"], mirror=True)
 
 
 def test_the_geometry_aware_subset_of_spair_has_the_averages_of_the_closed_form(tmp_path) -> None:

@@ -20,9 +20,9 @@ class Recipe:
         qk_norm: whether queries and keys are normalised, as in FLUX. Without, the checkpoint loads nowhere else.
         sizes: sides of the pictures, large and small; a batch has one.
         large: share of batches with large pictures before the decay; then it is one minus this.
-        clutter, occluded, viewpoint: share of batches with busy backgrounds and smaller instances, with a shape in
-            front of the instance, and with the instance tilted in depth.
-        curriculum: share of the run in which those three grow from none to what they are.
+        clutter, occluded, viewpoint, styled: share of batches with busy backgrounds and smaller instances, with a shape
+            in front of the instance, with the instance tilted in depth, and not drawn flat but shaded or rough.
+        curriculum: share of the run in which those four grow from none to what they are.
         batch: pictures per step.
         images, minutes: the length of the run; exactly one is given. Only ``images`` makes runs repeatable.
         optimiser: "adamw", or "muon" for the matrices of the blocks (torch.optim.Muon) and AdamW for the rest.
@@ -46,6 +46,7 @@ class Recipe:
     clutter: float = 0.0
     occluded: float = 0.0
     viewpoint: float = 0.0
+    styled: float = 0.0
     curriculum: float = 0.0
     batch: int = 8
     images: int | None = None
@@ -73,7 +74,7 @@ class Recipe:
             raise InputError.of("sizes", self.sizes, f"multiples of the patch, {self.patch}")
         if self.optimiser not in ("adamw", "muon"):
             raise InputError.of("optimiser", self.optimiser, '"adamw" or "muon"')
-        for name in ("large", "clutter", "occluded", "viewpoint", "curriculum", "decay"):
+        for name in ("large", "clutter", "occluded", "viewpoint", "styled", "curriculum", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError.of(name, getattr(self, name), "a share in 0 .. 1")
 
@@ -90,10 +91,14 @@ RECIPES: dict[str, Mapping[str, Any]] = {
         "width": 64, "double_blocks": 1, "single_blocks": 2, "sizes": (32, 24), "batch": 8, "images": 4800,
         "learning_rate": 3e-3, "warmup": 20, "average": 0.99,
     },
-    "cpu": {"batch": 16, "minutes": 120.0, "clutter": 0.3, "occluded": 0.1, "viewpoint": 0.1, "curriculum": 0.3},
+    "cpu": {
+        "batch": 16, "minutes": 120.0, "clutter": 0.3, "occluded": 0.1, "viewpoint": 0.1, "styled": 0.3,
+        "curriculum": 0.3,
+    },
     "gpu": {
         "width": 192, "heads": 6, "batch": 256, "images": 6_000_000, "learning_rate": 1e-3, "warmup": 500,
-        "average": 0.9995, "clutter": 0.4, "occluded": 0.2, "viewpoint": 0.2, "curriculum": 0.4,
+        "average": 0.9995, "clutter": 0.4, "occluded": 0.2, "viewpoint": 0.3, "styled": 0.6,
+        "curriculum": 0.4,
     },
 }  # fmt: skip
 """By name: two minutes on a CPU to see the loss fall; hours on a CPU; legs of minutes on one GPU (with ``--bf16``)."""

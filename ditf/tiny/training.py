@@ -18,7 +18,7 @@ from ..errors import DitfError, StoreError
 from ..types import write_atomically
 from .network import build, flow_loss, load_weights, save_checkpoint
 from .recipe import Recipe
-from .scenes import TRAINING_SEED, sample_scene
+from .scenes import STYLES, TRAINING_SEED, sample_scene
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -235,10 +235,15 @@ class Training:
     def _scene_options(self, random: np.random.Generator) -> dict[str, Any]:
         """How hard the pictures of a batch are, by the curriculum."""
         recipe = self.recipe
-        clutter, occluded, tilted = random.random(3) < self._ripe * np.array(
-            [recipe.clutter, recipe.occluded, recipe.viewpoint]
-        )
-        return {"clutter": bool(clutter), "occluders": int(occluded), "viewpoint": 0.6 * float(tilted)}
+        shares = (recipe.clutter, recipe.occluded, recipe.viewpoint, recipe.styled)
+        clutter, occluded, tilted, styled = random.random(4) < self._ripe * np.array(shares)
+        style = str(random.choice(STYLES[1:])) if styled else STYLES[0]
+        return {
+            "clutter": bool(clutter),
+            "occluders": int(occluded),
+            "viewpoint": 0.6 * float(tilted),
+            "style": style,
+        }
 
 
 def _pictures_in_words(recipe: Recipe) -> str:

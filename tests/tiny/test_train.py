@@ -144,16 +144,19 @@ def test_growth_finds_a_planted_channel_and_scores_what_discarding_it_gives():
 
 
 def test_a_harder_batch_comes_with_the_curriculum():
-    run = Training(Recipe(**SMALL, images=400, clutter=1.0, occluded=1.0, viewpoint=1.0, curriculum=0.5))
+    run = Training(Recipe(**SMALL, images=400, clutter=1.0, occluded=1.0, viewpoint=1.0, styled=1.0, curriculum=0.5))
     options = []
     for run.step in (0, 25, 50, 99):
         drawn = [run._scene_options(np.random.default_rng(seed)) for seed in range(40)]
         options.append(
-            tuple(np.mean([bool(one[name]) for one in drawn]) for name in ("clutter", "occluders", "viewpoint"))
+            tuple(
+                np.mean([one[name] not in (0, "flat") for one in drawn])
+                for name in ("clutter", "occluders", "viewpoint", "style")
+            )
         )
-    assert options[0] == (0, 0, 0)
+    assert options[0] == (0, 0, 0, 0)
     assert all(0.25 < share < 0.75 for share in options[1])
-    assert options[2] == options[3] == (1, 1, 1)
+    assert options[2] == options[3] == (1, 1, 1, 1)
 
 
 def test_a_pool_takes_the_place_of_drawing_and_must_be_large_enough(tmp_path):

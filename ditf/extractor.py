@@ -21,7 +21,7 @@ from ditf_kernels.backend import resolve
 from .backbones import Backbone, BlockInput, backbone_from, feature, load_backbone
 from .calibration import CALIBRATION_PROMPT, calibration_card
 from .errors import InputError, ModelError, kernel_errors
-from .fuse import fuse
+from .fusing import fuse
 from .images import Prepared, prepare
 from .massive import calibrated_channels
 from .presets import Preset, find_preset, load_preset

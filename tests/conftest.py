@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy too, and of the processes that tests start
+os.environ.pop("COLUMNS", None)  # the width of whoever runs the tests
 
 import atexit
 import shutil

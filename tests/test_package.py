@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,16 +21,46 @@ HEAVY = ("gradio", "ray", "matplotlib", "cv2", "triton", "transformers", "diffus
 
 
 def test_import_is_light() -> None:
-    code = (
-        "import sys, time, torch; before = set(sys.modules); start = time.perf_counter(); import ditf;"
-        f"print(time.perf_counter() - start, *[m for m in {HEAVY!r} if m in sys.modules and m not in before])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert out[1:] == []
+    """Nothing but the standard library; every public name, PyTorch besides, which may itself know Triton."""
+    code = f"""
+        import sys
+        import ditf
+
+        print(*[name for name in ("torch", "numpy", *{HEAVY!r}) if name in sys.modules])
+        import torch
+
+        before = set(sys.modules)
+        for name in ditf.__all__:
+            getattr(ditf, name)
+        print(*[name for name in {HEAVY!r} if name in sys.modules and name not in before])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n\n"
 
 
-def test_every_public_name_exists() -> None:
-    assert all(hasattr(ditf, name) for name in ditf.__all__)
+def test_every_public_name_exists_and_is_what_a_type_checker_takes_it_for() -> None:
+    tree = ast.parse((ROOT / "ditf" / "__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    homes = {alias.name: node.module for node in checked.body for alias in node.names}  # type: ignore[attr-defined]
+    assert sorted(homes) == sorted(ditf.__all__)
+    for name, home in homes.items():
+        module = importlib.import_module(f"ditf.{home or name}")
+        assert getattr(ditf, name) is (getattr(module, name) if home else module)
+    assert set(ditf.__all__) <= set(dir(ditf))
+
+
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    """Importing ``ditf.name`` makes the module an attribute of the package."""
+    named = {path.stem for path in (ROOT / "ditf").iterdir()}
+    functions = {name for name in ditf.__all__ if not isinstance(getattr(ditf, name), ModuleType)}
+    assert not named & functions
+
+
+def test_modules_are_attributes_of_the_package_and_other_names_are_not() -> None:
+    assert ditf.errors.InputError is ditf.InputError
+    with pytest.raises(AttributeError, match="module 'ditf' has no attribute 'match_point'"):
+        ditf.match_point  # noqa: B018
+    assert not hasattr(ditf, "__main__")
 
 
 def test_errors_share_one_base() -> None:
@@ -40,7 +73,7 @@ ROOMS = (  # arrows point down: a module imports from its own row or from rows f
     "cli demo __main__",
     "benchmarks plan tiny sweep sweep_cases video",
     "extractor dense dino concat matching geometry exports massive massive_plots draw store",
-    "backbones presets images warps calibration fuse fused_norm",
+    "backbones presets images warps calibration fusing fused_norm",
     "types errors",
 )
 LAYERS = [set(row.split()) for row in ROOMS]

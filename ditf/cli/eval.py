@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json as _json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from . import common, eval_davis, eval_hpatches, eval_synthetic
 from .common import Clock, ModelOptions
@@ -25,8 +27,25 @@ if TYPE_CHECKING:
 
 NAME = "eval"
 
+
+class _Group(TyperGroup):
+    """With a command for every data set of labelled pairs, made once one is asked for: their protocols need PyTorch."""
+
+    def list_commands(self, ctx):
+        self._add_pairs()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx, cmd_name):
+        self._add_pairs()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_pairs(self) -> None:
+        self.commands = {**_pair_commands(), **self.commands}
+
+
 app = typer.Typer(
     name=NAME,
+    cls=_Group,
     no_args_is_help=True,
     help="Score a model on a published benchmark, every average and trivial rival beside it.",
     epilog="Example:  ditf eval spair --data SPair-71k --model ditf-tiny --protocol ditf-code --out r.json",
@@ -214,20 +233,22 @@ def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) ->
     return command
 
 
-def _register() -> None:
+@functools.cache
+def _pair_commands() -> dict[str, Any]:
     from ..benchmarks.registry import BENCHMARKS
 
+    made = typer.Typer()
     for benchmark in (b for b in BENCHMARKS.values() if b.kind == "pairs"):
-        app.command(
+        made.command(
             benchmark.name,
             help=f"{benchmark.title}: points of one image found in another, scored in all five published averages.\n\n"
             "Stopped at any moment, the same command goes on where it was. The exit code is 1 where pairs of the data "
             "set could not be scored.",
             epilog=f"Example:  ditf eval {benchmark.name} --data FOLDER --model ditf-tiny --out result.json",
         )(_make_command(benchmark.name, benchmark.protocol, list(benchmark.protocols)))
+    return dict(typer.main.get_group(made).commands)
 
 
-_register()
 for _other in (eval_hpatches, eval_davis, eval_synthetic):
     app.command(_other.NAME, epilog=_other.EXAMPLE)(_other.command)
 

@@ -22,7 +22,7 @@ import ditf_kernels
 from ditf import fused_norm
 from ditf.backbones import run_to_blocks
 from ditf.backbones.stacks import block_sites
-from ditf.fuse import ALREADY, HOOKED
+from ditf.fusing import ALREADY, HOOKED
 from ditf.fused_norm import SWAP, FusedNorm, LazyNorm
 from ditf_kernels import use_backend
 from ditf_kernels._triton import adaln as adaln_kernels

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import report
-from study import claims, measure, runs
+from study import claims, measure, runs, verdicts
 from study.document import PICTURES, VARIANTS, document
 from study.files import PARTS, read_part, write_part
 from study.growth import first_massive, joined, outlook
@@ -113,7 +113,7 @@ def made_up(sign: int = 1) -> dict[str, Any]:
     return {part: {"card": {"model": {"name": "made up"}}, **of} for part, of in found.items()}
 
 
-def verdicts(results: dict[str, Any]) -> dict[str, str]:
+def verdicts_of(results: dict[str, Any]) -> dict[str, str]:
     return {one.title: one.verdict for one in claims.claims(results)}
 
 
@@ -121,14 +121,14 @@ def verdicts(results: dict[str, Any]) -> dict[str, str]:
 
 
 def test_every_claim_holds_where_the_numbers_say_so():
-    assert set(verdicts(made_up()).values()) == {claims.HOLDS}
+    assert set(verdicts_of(made_up()).values()) == {verdicts.HOLDS}
 
 
 def test_no_claim_holds_where_the_numbers_say_the_opposite():
-    found = verdicts(made_up(-1))
+    found = verdicts_of(made_up(-1))
     about_channels = {title: found.pop(title) for title in list(found)[1:4]}
-    assert set(found.values()) == {claims.FAILS}
-    assert set(about_channels.values()) == {claims.UNDECIDED}  # nothing is massive, so nothing can be said of it
+    assert set(found.values()) == {verdicts.FAILS}
+    assert set(about_channels.values()) == {verdicts.UNDECIDED}  # nothing is massive, so nothing can be said of it
 
 
 def test_channels_that_wander_or_are_scaled_up_fail_their_claims():
@@ -137,7 +137,7 @@ def test_channels_that_wander_or_are_scaled_up_fail_their_claims():
         one["top"][0] |= {"leads_tokens": 0.5, "gain": 1.0 + 0.01 * one["block"]}
         one["times the median"]["adaln"] = [50.0, 51.0]
     _, constant, singled_out, silenced, *_ = claims.claims(results)
-    assert [constant.verdict, singled_out.verdict, silenced.verdict] == [claims.FAILS] * 3
+    assert [constant.verdict, singled_out.verdict, silenced.verdict] == [verdicts.FAILS] * 3
     assert "50% of the tokens" in constant.numbers
     assert "Below the mean in 0 of 8 blocks" in singled_out.numbers
 
@@ -147,15 +147,15 @@ def test_channels_that_wander_or_are_scaled_up_fail_their_claims():
     [((1.0, 0.1, 2.0), "holds"), ((1.0, -0.1, 2.0), "undecided"), ((-1.0, -2.0, -0.1), "does not hold")],
 )
 def test_a_verdict_is_where_the_interval_lies(found, verdict):
-    assert claims.verdict_of(found) == verdict
+    assert verdicts.verdict_of(found) == verdict
 
 
 def test_few_pairs_decide_nothing():
     results = made_up()
     for task in results["rows"]["tasks"].values():
         task["clusters"] = 2
-    found = verdicts(results)
-    assert found["Modulation helps"] == found["Discarding what is left helps"] == claims.UNDECIDED
+    found = verdicts_of(results)
+    assert found["Modulation helps"] == found["Discarding what is left helps"] == verdicts.UNDECIDED
     assert "too few pairs" in document(results)
 
 
@@ -175,7 +175,7 @@ def test_a_gain_that_only_follows_training_is_not_put_down_to_the_channel():
         one = run["curve"]
         one["adaln"] = [raw + math.log2(n) for raw, n in zip(one["raw"], one["images"], strict=True)]
     (claim,) = [one for one in claims.claims(results) if one.title.startswith("AdaLN's gain")]
-    assert claim.verdict == claims.UNDECIDED
+    assert claim.verdict == verdicts.UNDECIDED
     assert "+0.0 points (-0.0 to +0.0) at an equal number of images" in claim.numbers.replace(
         "-0.0 points", "+0.0 points"
     )
@@ -187,11 +187,21 @@ def test_a_gain_that_only_follows_training_is_not_put_down_to_the_channel():
 def test_missing_parts_are_said_to_be_missing():
     text = document({})
     assert f"Not measured: {', '.join(PARTS)}." in text
-    assert set(verdicts({}).values()) == {claims.MISSING}
+    assert set(verdicts_of({}).values()) == {verdicts.MISSING}
     results = made_up()
     del results["massive"]
     assert "Not measured: massive." in document(results)
     assert "measure --parts massive" in document(results)
+
+
+def test_parts_of_different_weights_are_told_apart():
+    results = made_up()
+    for part in results:
+        results[part]["card"] = {"model": {"name": "made up", "sha256": "a" * 64}}
+    assert "different weights" not in document(results)
+    results["grid"]["card"] = {"model": {"name": "made up", "sha256": "b" * 64}}
+    assert "**The parts were measured on different weights**" in document(results)
+    assert "grid on bbbbbbbbbbbb" in document(results)
 
 
 def test_equal_files_give_equal_text_and_pictures_that_the_text_shows(tmp_path):

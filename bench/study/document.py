@@ -9,23 +9,22 @@ from typing import Any
 from ditf.benchmarks.published import ABLATION, SPAIR
 from ditf.benchmarks.synthetic import BEST
 
-from .claims import (
+from .claims import claims, targets
+from .files import PARTS
+from .growth import PLATEAU, joined, outlook, variant_rows
+from .statistics import Interval, interval, pck_samples
+from .verdicts import (
     FAILS,
     FEWEST,
     HOLDS,
     Claim,
     Results,
-    claims,
     difference,
     interval_of,
     nearest_timestep,
     points,
-    targets,
     verdict_of,
 )  # fmt: skip
-from .files import PARTS
-from .growth import PLATEAU, joined, outlook, variant_rows
-from .statistics import Interval, interval, pck_samples
 
 PICTURES = {
     "blocks.png": ("grid", "PCK@0.1 over blocks"),
@@ -85,9 +84,29 @@ def _head(results: Results) -> str:
         "are paired. Beside every accuracy stand the rivals that need no model: the same place, the best constant "
         "shift (which is told the truth), patches of pixels minus their mean."
     )
+    text += f"\n\n{_model(results)}" if _models(results) else ""
     if missing:
         text += f"\n\nNot measured: {', '.join(missing)}."
     return text
+
+
+def _models(results: Results) -> dict[str, list[str]]:
+    """Weights by hash -> the parts that were measured on them."""
+    found: dict[str, list[str]] = {}
+    for part, one in results.items():
+        model = one["card"].get("model")
+        if isinstance(model, Mapping):
+            found.setdefault(str(model.get("sha256", "unknown"))[:12], []).append(part)
+    return found
+
+
+def _model(results: Results) -> str:
+    found = _models(results)
+    if len(found) > 1:
+        told = "; ".join(f"{', '.join(parts)} on {name}" for name, parts in found.items())
+        return f"**The parts were measured on different weights**, by SHA-256: {told}. They do not belong together."
+    (name,) = found
+    return f"All parts but the training curves are of one model, SHA-256 {name}...; its card is `ditf/tiny/CARD.md`."
 
 
 def _missing(part: str) -> str:
@@ -125,9 +144,9 @@ def _rows(part: Mapping[str, Any]) -> str:
             for name, row in found["rows"].items()
         )
         blocks.append(
-            f"### {_title(task)}\n\n{found['about'].rstrip('.')}. {found['pairs']} pairs in {found['clusters']} "
-            f"clusters that share pictures, {found['points']} points. {_setting(found['setting'])}.\n\n"
-            + table(("method", "PCK@0.1", "PCK@0.05", "median error"), rows)
+            f"### {_title(task)}\n\n{found['about'].rstrip('.')}. {found['pairs']} pairs in "
+            f"{_count(found['clusters'], 'cluster')} that share pictures, {found['points']} points. "
+            f"{_setting(found['setting'])}.\n\n" + table(("method", "PCK@0.1", "PCK@0.05", "median error"), rows)
         )
         differences = (
             (name, points(interval_of(values)), _above(interval_of(values), found["clusters"]))
@@ -161,8 +180,9 @@ def _grid(part: Mapping[str, Any]) -> str:
         best = max(at, key=lambda key: sum(at[key]["adaln"]["0.1"]))
         value = interval(pck_samples(at[best]["adaln"]["0.1"], counts))
         blocks.append(
-            f"### {_title(task)}\n\n{found['pairs']} pairs of {found['pictures']} pictures in {len(counts)} "
-            f"clusters; {found['setting']['size']} px for the model. Best with AdaLN: block {best[0]}, timestep "
+            f"### {_title(task)}\n\n{found['pairs']} pairs of {found['pictures']} pictures in "
+            f"{_count(len(counts), 'cluster')}; {found['setting']['size']} px for the model. "
+            f"Best with AdaLN: block {best[0]}, timestep "
             f"{best[1]:g}, {_bracketed(value)}; the preset takes block {found['setting']['block']}, timestep "
             f"{found['setting']['timestep']:g}. Rivals on the same pairs: {_rivals(found)}.\n\n"
             "PCK@0.1 with AdaLN, and in brackets AdaLN - raw; bold where the interval of that difference excludes 0, "
@@ -273,7 +293,7 @@ def _growth(part: Mapping[str, Any]) -> str:
     rows = ([_curve_cell(name, curve[name][i]) for name in _CURVE] for i in shown)
     return "\n\n".join(
         [
-            f"Validation pairs at a fixed setting that is no tuned one; {len(curve['images'])} points"
+            f"Validation pairs at a fixed setting that is no tuned one; {_count(len(curve['images']), 'point')}"
             + (f", of {len(part['runs'])} runs after each other" if len(part["runs"]) > 1 else "")
             + ". Ratio: the leading channel against the median at five eighths of the depth. Rivals on the same pairs: "
             + f"{_levels(part['rivals'])}.",
@@ -350,6 +370,10 @@ def _setting(setting: Mapping[str, Any], *, ensemble: bool = True) -> str:
 
 def _title(task: str) -> str:
     return task.capitalize().replace("-", " ")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _median(error: float | None) -> str:

@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ditf.benchmarks.synthetic import BEST
 
-from .claims import Results, nearest_timestep
 from .growth import PLATEAU, fit, joined
 from .statistics import interval, pck_samples
+from .verdicts import Results, nearest_timestep
 
 VARIANTS = ("raw", "layernorm", "adaln", BEST)
 _COLOUR = {"raw": "#d1495b", "layernorm": "#edae49", "adaln": "#00798c", BEST: "#7b2d8b"}

@@ -142,6 +142,15 @@ def test_channels_that_wander_or_are_scaled_up_fail_their_claims():
     assert "Below the mean in 0 of 8 blocks" in singled_out.numbers
 
 
+def test_a_channel_scaled_down_like_many_others_is_not_singled_out():
+    results = made_up()
+    for one in results["massive"]["layers"]:
+        one["times the median"]["gain_rank"] = 0.3
+    claim = claims.claims(results)[2]
+    assert claim.verdict == verdicts.UNDECIDED
+    assert "over blocks): holds. In the median block 30% of the channels" in claim.numbers
+
+
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [((1.0, 0.1, 2.0), "holds"), ((1.0, -0.1, 2.0), "undecided"), ((-1.0, -2.0, -0.1), "does not hold")],

@@ -142,7 +142,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         _SD4MATCH,
         dataclasses.replace(
-            _SD4MATCH, name="sd4match-softmax", about="the same without the Gaussian", match="softmax",
+            _SD4MATCH, name="sd4match-softmax", match="softmax",
+            about="SD4Match: 768 x 768, soft-argmax over all tokens, scored per image",
         ),
         _GEOAWARE,
         dataclasses.replace(
@@ -151,7 +152,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         dataclasses.replace(
             _GEOAWARE, name="geoaware-window-strict",
-            about="the same with cells outside the window left out instead of set to similarity 0",
+            about="GeoAware-SC's window soft-argmax with cells outside left out instead of set to similarity 0",
             match="window-strict",
         ),
         dataclasses.replace(

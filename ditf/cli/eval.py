@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json as _json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,14 +15,10 @@ from typer.core import TyperGroup
 from . import common, eval_davis, eval_hpatches, eval_synthetic
 from .common import Clock, ModelOptions
 from .eval_output import bars, introduce, show_comparison, show_result
+from .eval_points import Wish, make_card, make_methods, read_captions, read_pairs, save_pictures
 
 if TYPE_CHECKING:
-    from ..benchmarks.methods import Method, ModelMethod
-    from ..benchmarks.pairs import PairSet
-    from ..benchmarks.protocols import Protocol
     from ..benchmarks.registry import Benchmark
-    from ..benchmarks.runner import Evaluation
-    from ..extractor import FeatureExtractor
 
 NAME = "eval"
 
@@ -52,32 +47,6 @@ app = typer.Typer(
 )
 
 _PROTOCOL = "Protocol"
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What was asked for besides the model."""
-
-    data: Path
-    out: Path
-    split: str
-    protocol: str
-    dtype: Literal["float32", "float16"]
-    outside: Literal["clip", "drop", "error"]
-    prompt: str | None
-    captions: Path | None
-    size: int | None
-    ablate: str | None
-    fuse: str | None
-    fuse_channels: int | None
-    sample: int | None
-    symmetry: Path | None
-    align_pose: bool
-    store: Path | None
-    store_gb: float
-    local_files_only: bool
-    json: bool
-    verbose: bool
 
 
 def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) -> Callable[..., None]:
@@ -204,7 +173,7 @@ def _make_command(name: str, protocol_default: str, protocols: Sequence[str]) ->
             discard, None, seed,
         )  # fmt: skip
         options.overrides()
-        wish = _Wish(
+        wish = Wish(
             data,
             out,
             split,
@@ -278,7 +247,7 @@ def compare_results(
     show_comparison(found)
 
 
-def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
+def _run(benchmark: Benchmark, options: ModelOptions, wish: Wish) -> None:
     from ..benchmarks.ablations import AXES, ablation_summary
     from ..benchmarks.protocols import find_protocol
     from ..benchmarks.results import result_document, save_result
@@ -294,9 +263,9 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         raise InputError("--fuse-channels: what is projected are features beside others; give --fuse dinov2 too")
     protocol = protocol.with_pose() if wish.align_pose else protocol
     check_out(wish.out)
-    captions = _captions(wish.captions)
+    captions = read_captions(wish.captions)
     with clock.stage("read"):
-        pairs = _pairs(benchmark, protocol, wish)
+        pairs = read_pairs(benchmark, protocol, wish)
     work = wish.out.with_suffix(".work")
     common.make_folder(work, "--out")
     limit = None if wish.store_gb <= 0 else int(wish.store_gb * 1e9)
@@ -305,19 +274,19 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         introduce(benchmark, protocol, f"{len(pairs.pairs)} pairs")
     with clock.stage("model"):
         fx = options.load(wish.verbose)
-        methods, unavailable = _methods(fx, protocol, wish, captions)
+        methods, unavailable = make_methods(fx, protocol, wish, captions)
     with clock.stage("evaluate"), bars() as progress:
         evaluation = evaluate(
             methods, pairs, protocol, folder=work, store=store, outside=wish.outside, dtype=wish.dtype,
             progress=progress,
         )  # fmt: skip
-    card = _card(methods, wish, captions, evaluation) | {"unavailable": unavailable}
+    card = make_card(methods, wish, captions, evaluation) | {"unavailable": unavailable}
     document = result_document(evaluation, pairs, benchmark.about, card=card)
     if wish.ablate is not None:
         document["ablation"] = ablation_summary(document, fx.backbone.name)
     files = save_result(document, wish.out)
     with clock.stage("pictures"):
-        files += _pictures(evaluation, wish.out)
+        files += save_pictures(evaluation, wish.out)
     write_sidecar(wish.out, started, clock)
     if wish.json:
         common.print_json(document)
@@ -325,28 +294,6 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: _Wish) -> None:
         show_result(document, files, clock, work)
     if evaluation.problems.damage:
         raise typer.Exit(1)
-
-
-def _pairs(benchmark: Benchmark, protocol: Protocol, wish: _Wish) -> PairSet:
-    """What is scored.
-
-    Raises:
-        InputError: symmetry of points that have no ids, or pose alignment without it.
-    """
-    from ..benchmarks.sampling import sample_pairs
-    from ..benchmarks.symmetry import read_symmetry
-    from ..errors import InputError
-
-    options = {}
-    if (wish.symmetry is not None or protocol.align_pose) and not benchmark.named_points:
-        name = "--align-pose" if wish.symmetry is None else "--symmetry"
-        raise InputError(f"{name}: the points of {benchmark.title} have no ids; only spair and ap10k take it")
-    if wish.symmetry is not None:
-        options["symmetry"] = read_symmetry(wish.symmetry)
-    pairs = benchmark.read(wish.data, wish.split, protocol, **options)
-    if protocol.align_pose and any(pair.counterparts is None for pair in pairs.pairs):
-        raise InputError("--align-pose: which points change places in a mirror is not known; give --symmetry FILE.json")
-    return pairs if wish.sample is None else sample_pairs(pairs, wish.sample)
 
 
 def check_out(out: Path) -> None:
@@ -362,62 +309,6 @@ def check_out(out: Path) -> None:
     common.make_folder(out.parent, "--out")
 
 
-def _captions(path: Path | None) -> dict[str, str]:
-    from ..errors import InputError
-
-    if path is None:
-        return {}
-    try:
-        content = _json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--captions: no such file: {path} (now in {Path.cwd()})") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"--captions: {path} cannot be read ({error}); give a JSON object of texts") from None
-    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        raise InputError(f"--captions: {path} is no JSON object of texts; keys are category/image.jpg")
-    return content
-
-
-def _methods(
-    fx: FeatureExtractor, protocol: Protocol, wish: _Wish, captions: dict[str, str]
-) -> tuple[list[Method], dict[str, str]]:
-    """The rows to be, and those that the model cannot give, with the reason."""
-    from ..benchmarks.ablations import ablation_methods
-    from ..benchmarks.fusion import FusedMethod, load_dino
-    from ..benchmarks.methods import ModelMethod, PatchMethod
-
-    def make(name: str, extractor: FeatureExtractor) -> ModelMethod:
-        return ModelMethod(name, extractor, protocol, size=wish.size, prompt=wish.prompt, captions=captions)
-
-    rows, unavailable = [make(fx.backbone.name, fx)], {}
-    if wish.ablate is not None:
-        rows, unavailable = ablation_methods(fx, wish.ablate.split(","), make)
-    methods: list[Method] = list(rows)
-    if wish.fuse is not None:
-        dino = load_dino(wish.fuse, device=fx.backbone.device, local_files_only=wish.local_files_only)
-        name = f"{rows[0].name} + DINO" + ("" if wish.fuse_channels is None else f", {wish.fuse_channels} channels")
-        methods.append(FusedMethod(name, rows[0], dino, protocol, wish.fuse_channels))
-    return [*methods, PatchMethod(protocol)], unavailable
-
-
-def _card(methods: list[Method], wish: _Wish, captions: dict[str, str], evaluation: Evaluation) -> dict[str, Any]:
-    from .. import __version__
-    from ..benchmarks.fusion import FusedMethod
-    from ..benchmarks.methods import ModelMethod, caption_of
-
-    card: dict[str, Any] = {"ditf": __version__, "match_dtype": wish.dtype, "outside": wish.outside}
-    card["methods"] = {m.name: m.card() if isinstance(m, ModelMethod | FusedMethod) else m.about() for m in methods}
-    if captions:
-        sides = {
-            side
-            for one in evaluation.pairs
-            for side in ((one.pair.source_prompt, one.pair.source.name), (one.pair.target_prompt, one.pair.target.name))
-        }
-        missing = sum(caption_of(captions, *side) is None for side in sides)
-        card["captions"] = {"found": len(sides) - missing, "template_instead": missing}
-    return card
-
-
 def write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
     from ..types import write_atomically
 
@@ -427,16 +318,3 @@ def write_sidecar(out: Path, started: datetime, clock: Clock) -> None:
         "seconds": clock.seconds,
     }
     write_atomically(out.with_suffix(".run.json"), (_json.dumps(about, indent=1) + "\n").encode())
-
-
-def _pictures(evaluation: Evaluation, out: Path) -> list[Path]:
-    """The worst and best pairs of the first method."""
-    import io
-
-    from ..benchmarks.pictures import draw_extremes
-    from ..types import write_atomically
-
-    content, path = io.BytesIO(), out.with_suffix(".png")
-    draw_extremes(evaluation, next(iter(evaluation.found))).save(content, "PNG")
-    write_atomically(path, content.getvalue())
-    return [path]

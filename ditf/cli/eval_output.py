@@ -138,7 +138,8 @@ def _print_published(document: dict[str, Any], output: Any) -> None:
         output.print("No published number of this split is known with its average.", style="dim")
         return
     ours = document["methods"][0]
-    table = Table(title="Published, beside the same average of this run", title_justify="left")
+    run = "this run" if "sample" not in document["data"] else "this sample; theirs are of all pairs"
+    table = Table(title=f"Published, beside the same average of {run}", title_justify="left")
     for name in ("method", "alpha", "published", "average", f"{ours['name']}", "source"):
         table.add_column(
             name, overflow="fold", justify="right" if name in ("alpha", "published", ours["name"]) else "left"

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...extractor import FeatureExtractor
+from ...presets import TASKS, find_preset
 from .methods import RANDOM, ModelRows, PixelRows, Rows, SiftRows, chosen_row, config_dict
 from .model import BEST, BUNDLED, random_checkpoint
 from .runner import Progress, Units, evaluate_set
@@ -21,7 +22,18 @@ from .sets import FULL, PAIR_SETS, QUICK, PairSet, find_sets
 from .summary import PairRecord, best_of, clip_values, comparisons, pair_values
 from .temporal import CLIPS, MEASURES, STAYING, ModelClips, PatchClips, clips, evaluate_clips
 
-__all__ = ["SETS", "TEMPORAL", "Evaluation", "Plan", "SetResult", "evaluate", "extractors_of", "plan_of"]
+__all__ = [
+    "SETS",
+    "TEMPORAL",
+    "Evaluation",
+    "Plan",
+    "SetResult",
+    "evaluate",
+    "extractor_of",
+    "extractors_of",
+    "is_of_tinys_kind",
+    "plan_of",
+]
 
 TEMPORAL = "temporal"
 SETS = (*PAIR_SETS, TEMPORAL)
@@ -103,11 +115,32 @@ def plan_of(pairs: int | None = None, *, full: bool = False, sets: Sequence[str]
     )
 
 
-def extractors_of(fx: FeatureExtractor, tasks: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The same loaded model at each task's preset, with what was given explicitly in all of them."""
-    found = {task: FeatureExtractor(fx.backbone, task=task, fused=fx.fused, **overrides) for task in tasks}
-    fx.backbone.truncate_after(max(one.config.block for one in found.values()))
-    return found
+def extractors_of(
+    fx: FeatureExtractor, tasks: Sequence[str], overrides: Mapping[str, Any]
+) -> dict[str, FeatureExtractor]:
+    """Task -> the same loaded model at the task's setting, see :func:`extractor_of`."""
+    every = {task: extractor_of(fx, task, overrides) for task in TASKS}
+    # of all tasks, whichever are wanted: what is loaded is part of a model's identity
+    fx.backbone.truncate_after(max(one.config.block for one in every.values()))
+    return {task: every[task] for task in tasks}
+
+
+def extractor_of(fx: FeatureExtractor, task: str, overrides: Mapping[str, Any]) -> FeatureExtractor:
+    """A loaded model at its preset for a task, but for what was given.
+
+    A checkpoint of ditf-tiny's kind that has no preset is taken at ditf-tiny's, with its own massive channels.
+    """
+    backbone = fx.backbone
+    own = FeatureExtractor(backbone, task=task, fused=fx.fused, **overrides)
+    if not own.preset.untuned or not is_of_tinys_kind(backbone.name):
+        return own
+    bundled = find_preset("ditf-tiny", task, num_blocks=1 << 10).config
+    values = {"timestep": bundled.timestep, "size": bundled.size, "ensemble": bundled.ensemble}
+    values |= {"normalization": bundled.normalization, "activation": bundled.activation}
+    values["discard"] = "none" if bundled.discard in ("none", ()) else "auto"
+    if bundled.block < backbone.num_blocks:
+        values["block"] = bundled.block
+    return FeatureExtractor(backbone, task=task, fused=fx.fused, **{**values, **overrides})
 
 
 def evaluate(
@@ -209,7 +242,7 @@ def _random_networks(extractors: Mapping[str, FeatureExtractor], model: str) -> 
 
     The folder stays until the end: weights are read when they are needed.
     """
-    if not _is_of_tinys_kind(model):
+    if not is_of_tinys_kind(model):
         yield {}
         return
     first = next(iter(extractors.values()))
@@ -226,7 +259,8 @@ def _random_networks(extractors: Mapping[str, FeatureExtractor], model: str) -> 
         yield found
 
 
-def _is_of_tinys_kind(model: str) -> bool:
+def is_of_tinys_kind(model: str) -> bool:
+    """The bundled model, or a folder that ``ditf.tiny.train`` wrote."""
     folder = BUNDLED if model == "ditf-tiny" else Path(model)
     try:
         kind = json.loads((folder / "ditf.json").read_text(encoding="utf-8"))["kind"]

@@ -41,7 +41,7 @@ class Setting:
     @classmethod
     def of(cls, task: str) -> Setting:
         """The preset of ``ditf-tiny`` for a task."""
-        config = find_preset("ditf-tiny", task, num_blocks=8).config
+        config = find_preset("ditf-tiny", task, num_blocks=1 << 10).config
         assert isinstance(config.size, int)
         return cls(config.block, config.timestep, config.ensemble, config.size)
 

@@ -116,7 +116,8 @@ def _instances(kind: str, turn: int, seed: int) -> tuple[list[Case], list[str], 
 
 def _instances_in_style(style: str, turn: int, seed: int) -> tuple[list[Case], list[str], str]:
     kinds = tuple(KINDS)
-    return _semantic(kinds[turn % len(kinds)], turn // len(kinds), seed, (style,))
+    hard = turn + turn // len(kinds)  # so that every kind has its turn both ways
+    return _semantic(kinds[turn % len(kinds)], hard, seed, (style,))
 
 
 def _semantic(

@@ -17,14 +17,14 @@ from typing import Any, get_args
 import numpy as np
 
 from ...backbones.activations import Activation
-from ...errors import ModelError
+from ...errors import InputError, ModelError
 from ...extractor import FeatureExtractor
 from ...store import model_identity
 from ...types import FeatureMap, write_atomically
 from ..pck import distances
-from .evaluation import Plan
+from .evaluation import Plan, extractor_of
 from .methods import config_dict, heads, matched
-from .model import top_channel
+from .model import BEST, top_channel
 from .runner import Progress, Units, digest_of
 from .sets import Group
 
@@ -68,6 +68,7 @@ def tune(
         Task -> pairs, best, and all rows, the best first; "pck" is the mean over sets of PCK@0.1 over points.
 
     Raises:
+        InputError: a plan of clips alone.
         ModelError: features that are not finite.
         StoreError: the folder cannot be written.
     """
@@ -78,10 +79,12 @@ def tune(
         groups = [g for one in plan.sets if one.task == task for g in one.groups(plan.pairs, "validation")]
         if not groups:
             continue
-        base = FeatureExtractor(fx.backbone, task=task, fused=fx.fused, **overrides)
+        base = extractor_of(fx, task, overrides)
         search = _Search(base, groups, units, _counter(progress, f"{task} settings", timesteps, sizes, ensembles))
         rows = search.all(timesteps, sizes, ensembles)
         tasks[task] = {"pairs": sum(len(group.cases) for group in groups), "best": rows[0], "rows": rows}
+    if not tasks:
+        raise InputError.of("sets", "none of pairs", "a set of pairs: clips are not tuned on")
     return {_FORMAT: 1, "model": model_identity(fx), "tasks": tasks, "shown": _SHOWN}
 
 
@@ -114,12 +117,14 @@ class _Search:
         """Rows of one setting: every block, or one, and every part of the method."""
         fx = self.fx.replace(**setting)
         blocks = list(range(1, fx.backbone.num_blocks)) if only is None else [only]
+        if fx.config.activation != "block":
+            blocks = [block for block in blocks if self._has(fx, block)]
         about = {"tune": config_dict(fx.config), "blocks": blocks, "model": self.model, "pictures": self.pictures}
-        rows = self.units.get(about, lambda: list(self._rows(fx, blocks, setting)))
+        rows = self.units.get(about, lambda: list(self._rows(fx, blocks)))
         self.told()
         return rows
 
-    def _rows(self, fx: FeatureExtractor, blocks: list[int], setting: Mapping[str, Any]) -> Iterator[Row]:
+    def _rows(self, fx: FeatureExtractor, blocks: list[int]) -> Iterator[Row]:
         channels = self._leading(fx, blocks) if fx.config.activation == "block" else {}
         hits: dict[tuple[int, str], dict[str, list[int]]] = {}
         for group in self.groups:
@@ -137,7 +142,19 @@ class _Search:
         for (block, row), per_set in hits.items():
             pck = float(np.mean([100 * sum(of) / points[name] for name, of in per_set.items()]))
             top = channels.get(block, [])
-            yield {"pck": round(pck, 3), "block": block, "row": row, **setting, "discard": top if "+" in row else []}
+            config = {name: getattr(fx.config, name) for name in ("timestep", "size", "activation", "ensemble")}
+            yield {"pck": round(pck, 3), "block": block, "row": row, **config, "discard": top if row == BEST else []}
+
+    def _has(self, fx: FeatureExtractor, block: int) -> bool:
+        """Whether a block has what is to be tapped: some have no feed-forward network of their own."""
+        group = self.groups[0]
+        try:
+            fx(group.pictures[0], category=group.word, blocks=[block])
+        except InputError as error:
+            if not str(error).startswith("activation"):
+                raise
+            return False
+        return True
 
     def _leading(self, fx: FeatureExtractor, blocks: list[int]) -> dict[int, list[int]]:
         """Block -> the largest channel, on the first pictures."""

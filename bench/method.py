@@ -1,17 +1,18 @@
 """Measure what DiTF claims on one model, part by part; ``make report`` tells the result.
 
     python bench/method.py measure --checkpoint ditf-tiny [--parts grid,massive] [--pairs 8]
-    python bench/method.py measure --parts rows --rows RESULT_OF_DITF_EVAL_SYNTHETIC.json
     python bench/method.py measure --growth FOLDER --variants base=FOLDER --variants no-qk-norm=FOLDER
 
-A part that is there already, of the same weights and settings, is left as it is (``--again`` measures it anew), and a
-stopped grid goes on at the next timestep. Parts: rows (accuracy on test pairs), grid (blocks x timesteps), ensemble,
-massive (channels), growth and variants (curves of training runs; measured only where folders are given).
+A part that is there already, of the same weights and settings, is left as it is (``--again`` measures it anew); a
+stopped grid goes on at the next timestep, stopped rows at the next group of pairs. Parts: rows (accuracy on test
+pairs), grid (blocks x timesteps), ensemble, massive (channels), growth and variants (curves of training runs; measured
+only where folders are given).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 import time
@@ -22,9 +23,10 @@ from typing import Any
 import torch
 from study.files import PARTS, model_card, read_part, versions, write_part
 from study.measure import TIMESTEPS, Task, ensemble_of, grid_of, massive_of
-from study.rows import rows_of, rows_of_file
+from study.rows import rows_of
 from study.runs import curves_of, rivals_of_curves, run_of
 
+from ditf.benchmarks.synthetic import Setting
 from ditf.benchmarks.synthetic.sets import QUICK
 from ditf.errors import DitfError, InputError
 
@@ -41,6 +43,11 @@ class Study:
     """Where results go and what they are of."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        for name in ("pairs", "threads"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                raise InputError.of(name, value, "at least 1")
+        torch.set_num_threads(options.threads)
         self.options, self.out = options, Path(options.out)
         self.model = model_card(options.checkpoint)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -48,8 +55,7 @@ class Study:
     def run(self, part: str) -> None:
         """Measure a part unless it is there."""
         card = self._card(part)
-        anew = self.options.again or part in RUNS or (part == "rows" and self.options.rows is not None)
-        known = {} if anew else read_part(self.out, part) or {}
+        known = {} if self.options.again or part in RUNS else read_part(self.out, part) or {}
         if known.get("card") != card:
             known = {}
         if known and known.get("complete", True):
@@ -71,6 +77,7 @@ class Study:
         }
         return {
             "model": self.model,
+            "presets": {task: dataclasses.asdict(Setting.of(task)) for task in ("semantic", "geometric")},
             "seed": 0,
             **asked[part],
             "threads": torch.get_num_threads(),
@@ -81,12 +88,7 @@ class Study:
         return min(self.options.pairs, GRID_PAIRS[task]) if self.options.pairs else GRID_PAIRS[task]
 
     def _rows(self, card: dict[str, Any], known: dict[str, Any]) -> None:
-        if self.options.rows is None:
-            found = rows_of(self.options.checkpoint, self.options.pairs, self.out)
-        else:
-            found = rows_of_file(self.options.rows)
-            card = found.pop("card")
-        write_part(self.out, "rows", card, found)
+        write_part(self.out, "rows", card, rows_of(self.options.checkpoint, self.options.pairs, self.out))
 
     def _grid(self, card: dict[str, Any], known: dict[str, Any]) -> None:
         tasks: dict[str, Any] = dict(known.get("tasks", {}))
@@ -117,7 +119,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    torch.set_num_threads(options.threads)
     try:
         study = Study(options)
         for part in _parts(options):
@@ -151,7 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--out", default=RESULTS, type=Path, help="folder of the result files")
     measure.add_argument("--parts", help=f"some of {','.join(PARTS)}; default all that can be measured")
     measure.add_argument("--pairs", type=int, help="fewer pairs, for a trial")
-    measure.add_argument("--rows", type=Path, metavar="RESULT", help="of ditf eval synthetic: read instead of measured")
     measure.add_argument("--growth", action="append", default=[], metavar="[NAME=]FOLDER", help="a training run")
     measure.add_argument("--variants", action="append", default=[], metavar="[NAME=]FOLDER", help="a short run")
     measure.add_argument("--threads", type=int, default=2, help="of the CPU")

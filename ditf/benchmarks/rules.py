@@ -20,7 +20,7 @@ from ..errors import InputError, kernel_errors
 from ..types import FeatureMap
 from .protocols import Protocol
 
-__all__ = ["MatchDtype", "best_places", "queries_at"]
+__all__ = ["MatchDtype", "best_places", "check_dtype", "queries_at"]
 
 MatchDtype = Literal["float32", "float16"]
 
@@ -33,6 +33,15 @@ _PACK = 64  # targets in one call on a GPU
 _SOFT = ("softmax", "kernel-softmax")
 
 Size = tuple[int, int]
+
+
+def check_dtype(dtype: str, protocol: Protocol) -> None:
+    """Raises InputError for an unknown dtype, or float16 where it would change nothing."""
+    if dtype not in ("float32", "float16"):
+        raise InputError.of("dtype", dtype, '"float32" or "float16"')
+    if dtype == "float16" and protocol.match != "pixels":
+        expected = f"float32 for protocol {protocol.name}; float16 is the arithmetic of code that matches every pixel"
+        raise InputError.of("dtype", dtype, expected)
 
 
 def queries_at(features: FeatureMap, lookup: np.ndarray, size: Size, protocol: Protocol, dtype: MatchDtype) -> Tensor:

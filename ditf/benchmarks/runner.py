@@ -19,7 +19,7 @@ from ..store import FeatureStore
 from .methods import Method
 from .pairs import ImageInfo, Pair, PairSet, Problems, index_images
 from .protocols import Framed, Outside, Protocol, frame_pair
-from .rules import MatchDtype
+from .rules import MatchDtype, check_dtype
 from .work import Found, Progress, Work, found_at, sides_of
 
 __all__ = ["IDENTITY", "Evaluation", "Found", "Progress", "evaluate", "frame_pairs"]
@@ -66,7 +66,7 @@ def evaluate(
         dtype: of the matching, see :func:`ditf.benchmarks.rules.queries_at`.
 
     Raises:
-        InputError: methods of one name, nothing left to score.
+        InputError: methods of one name, nothing left to score, a dtype that the protocol does not have.
         ModelError: features that are not finite.
         StoreError: the folder cannot be written.
 
@@ -79,8 +79,7 @@ def evaluate(
     names = [method.name for method in methods]
     if len(set(names)) != len(names) or IDENTITY in names:
         raise InputError.of("methods", names, f"distinct names, none of them {IDENTITY!r}")
-    if dtype not in ("float32", "float16"):
-        raise InputError.of("dtype", dtype, '"float32" or "float16"')
+    check_dtype(dtype, protocol)
     progress = progress or (lambda stage, done, total: None)
     work = Work(Path(folder), store, protocol, dtype, progress)
     problems = pairs.problems.copy()

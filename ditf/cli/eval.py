@@ -251,12 +251,14 @@ def _run(benchmark: Benchmark, options: ModelOptions, wish: Wish) -> None:
     from ..benchmarks.ablations import AXES, ablation_summary
     from ..benchmarks.protocols import find_protocol
     from ..benchmarks.results import result_document, save_result
+    from ..benchmarks.rules import check_dtype
     from ..benchmarks.runner import evaluate
     from ..errors import InputError
     from ..store import FeatureStore
 
     started, clock = datetime.now(UTC), Clock()
     protocol = find_protocol(benchmark.protocols, wish.protocol, benchmark.name)
+    check_dtype(wish.dtype, protocol)
     if wish.ablate is not None and not set(wish.ablate.split(",")) <= set(AXES):
         raise InputError.of("--ablate", wish.ablate, f"one or more of {', '.join(AXES)}, joined by commas")
     if wish.fuse_channels is not None and wish.fuse is None:

@@ -261,6 +261,10 @@ def test_damaged_data_is_scored_as_far_as_it_goes_said_and_fails(tmp_path, capsy
         (["--out", "r.txt"], "--out: got"),
         (["--store-gb", "-1", "--size", "0"], "--size: got 0"),
         (["--sample", "0"], "--sample: got 0"),
+        (
+            ["--protocol", "geoaware", "--dtype", "float16"],
+            "dtype: got 'float16', expected float32 for protocol geoaware",
+        ),
         (["--symmetry", "none.json"], "--symmetry: no such file"),
         (["--align-pose"], "give --symmetry FILE.json"),
         (["--fuse-channels", "1280"], "give --fuse dinov2 too"),

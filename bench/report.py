@@ -21,9 +21,9 @@ DOCUMENT = ROOT / "docs" / "method.md"
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """part -> result file, of those that are there."""
+    """part -> result file, of those that are there and measured to the end."""
     found = {part: read_part(folder, part) for part in PARTS}
-    return {part: one for part, one in found.items() if one is not None}
+    return {part: one for part, one in found.items() if one is not None and one.get("complete", True)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -233,6 +233,11 @@ def test_the_committed_report_is_what_the_committed_files_give():
     assert report.DOCUMENT.read_text() == document(report.read(report.RESULTS))
 
 
+def test_a_grid_that_was_stopped_is_not_told(tmp_path):
+    write_part(tmp_path, "grid", {}, {"complete": False, "tasks": {}})
+    assert report.read(tmp_path) == {}
+
+
 def test_a_file_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "grid.json").write_text('{"part": "grid"}')
     with pytest.raises(InputError, match="no result of this study"):

@@ -50,7 +50,7 @@ def _claim_of_difference(
     part = results.get("rows")
     if part is None:
         return Claim(title, published, rule, MISSING, "")
-    sentences, verdicts = [], []
+    sentences, verdicts, told = [], [], {HOLDS: [], FAILS: [], UNDECIDED: []}
     for task, found in part["tasks"].items():
         for one, other in pairs:
             difference = found["differences in pck@0.1"].get(f"{one} - {other}")
@@ -58,10 +58,15 @@ def _claim_of_difference(
                 continue
             verdict = UNDECIDED if too_few(found["clusters"]) else verdict_of(interval_of(difference))
             verdicts.append(verdict)
+            if (one, other) == pairs[0]:
+                told[verdict].append(task)
             sentences.append(f"\n  - {task}, {one} - {other}: {points(interval_of(difference))}: {verdict}")
     if not verdicts:
         return Claim(title, published, rule, MISSING, "The result file has no such difference.")
-    return Claim(title, published, rule, verdicts[0], "".join(sentences))
+    one, other = pairs[0]
+    where = {verdict: ", ".join(tasks) or "no set" for verdict, tasks in told.items()}
+    text = f"{one} - {other} is above 0 on {where[HOLDS]}, below 0 on {where[FAILS]}."
+    return Claim(title, published, rule, verdicts[0], text + "".join(sentences))
 
 
 def _modulation(results: Results) -> Claim:

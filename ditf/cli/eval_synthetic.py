@@ -27,7 +27,8 @@ def command(
         bool, typer.Option("--full", help="4,000 pairs and 24 clips in place of 400 and 4.", rich_help_panel=_WHAT)
     ] = False,
     pairs: Annotated[
-        int | None, typer.Option(help="About so many pairs of all sets.", show_default="400", rich_help_panel=_WHAT)
+        int | None,
+        typer.Option(help="About so many pairs of all sets.", show_default="400, of --tune 120", rich_help_panel=_WHAT),
     ] = None,
     sets: Annotated[
         str | None,
@@ -62,6 +63,7 @@ def command(
     from ..benchmarks.synthetic.card import card_of
     from ..benchmarks.synthetic.evaluation import evaluate, extractors_of, plan_of
     from ..benchmarks.synthetic.results import save_synthetic, synthetic_document
+    from ..benchmarks.synthetic.tune import PAIRS
     from .eval import check_out, write_sidecar
 
     common.set_voice(verbose)
@@ -71,6 +73,8 @@ def command(
     )  # fmt: skip
     overrides = options.overrides()
     started, clock = datetime.now(UTC), Clock()
+    if tune and not full:
+        pairs = PAIRS if pairs is None else pairs
     plan = plan_of(pairs, full=full, sets=None if sets is None else sets.split(","))
     check_out(out)
     work = out.with_suffix(".work")

@@ -1,7 +1,7 @@
 """The card of a checkpoint, from ``ditf eval synthetic`` and a look at its channels.
 
     python -m ditf.tiny.evaluate [--checkpoint FOLDER] [--full] [--work FOLDER] [--json OUT] [--write-card]
-    python -m ditf.tiny.evaluate --tune [--pairs 60]
+    python -m ditf.tiny.evaluate --tune [--pairs 120]
 
 What is measured, on which pairs, and beside what, is said in :mod:`ditf.benchmarks.synthetic`. The card has the same
 numbers as ``ditf eval synthetic --model ditf-tiny``.
@@ -23,7 +23,7 @@ from ..benchmarks.synthetic.card import card_of
 from ..benchmarks.synthetic.evaluation import Evaluation, Plan, evaluate, extractors_of, plan_of
 from ..benchmarks.synthetic.results import synthetic_document
 from ..benchmarks.synthetic.summary import ALPHAS
-from ..benchmarks.synthetic.tune import tune
+from ..benchmarks.synthetic.tune import PAIRS, tune
 from ..errors import DitfError
 from ..extractor import FeatureExtractor
 from ..types import write_atomically
@@ -99,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     from .card import as_text, write_card
 
     try:
-        plan = plan_of(options.pairs, full=options.full)
+        few = PAIRS if options.tune and not options.full else None
+        plan = plan_of(options.pairs or few, full=options.full)
         if options.tune:
             print(json.dumps(_tuned(options, plan), indent=1))
             return 0

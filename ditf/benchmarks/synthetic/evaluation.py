@@ -108,7 +108,7 @@ def plan_of(pairs: int | None = None, *, full: bool = False, sets: Sequence[str]
     size = "full" if full else "quick"
     moving = CLIPS[size] if pairs is None else (max(1, round(pairs * CLIPS["quick"][0] / QUICK)), 5)
     return Plan(
-        name=size if pairs is None else f"{pairs} pairs",
+        name=size if pairs is None else f"about {pairs} pairs",
         pairs=pairs or (FULL if full else QUICK),
         sets=chosen,
         clips=moving if sets is None or TEMPORAL in sets else None,

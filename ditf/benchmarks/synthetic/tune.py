@@ -1,4 +1,5 @@
-"""Settings chosen on validation pairs: other seeds, other photographs than those a model is judged on.
+"""Settings chosen on validation pairs: other seeds, other photographs than those a model is judged on, and no kind or
+style that is held out.
 
 One after another: size and timestep with every block and every part of the method; then, at the best of them, other
 activations than the block's input; then how many noises.
@@ -28,12 +29,14 @@ from .model import BEST, top_channel
 from .runner import Progress, Units, digest_of
 from .sets import Group
 
-__all__ = ["ENSEMBLES", "SIZES", "TIMESTEPS", "save_tuning", "tune"]
+__all__ = ["ENSEMBLES", "PAIRS", "SIZES", "TIMESTEPS", "save_tuning", "tune"]
 
 TIMESTEPS = (20.0, 60.0, 100.0, 200.0, 300.0)
 SIZES = (2 / 3, 1.0, 4 / 3, 2.0)
 """Times the preset's size."""
 ENSEMBLES = (1, 2, 4, 8)
+PAIRS = 120
+"""By default; every setting takes them all."""
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -68,7 +71,7 @@ def tune(
         Task -> pairs, best, and all rows, the best first; "pck" is the mean over sets of PCK@0.1 over points.
 
     Raises:
-        InputError: a plan of clips alone.
+        InputError: a plan of clips and held-out sets alone.
         ModelError: features that are not finite.
         StoreError: the folder cannot be written.
     """
@@ -76,7 +79,8 @@ def tune(
     units = Units(folder)
     tasks = {}
     for task in plan.tasks:
-        groups = [g for one in plan.sets if one.task == task for g in one.groups(plan.pairs, "validation")]
+        sets = [one for one in plan.sets if one.task == task and not one.name.startswith("held-out")]
+        groups = [group for one in sets for group in one.groups(plan.pairs, "validation")]
         if not groups:
             continue
         base = extractor_of(fx, task, overrides)
@@ -84,7 +88,7 @@ def tune(
         rows = search.all(timesteps, sizes, ensembles)
         tasks[task] = {"pairs": sum(len(group.cases) for group in groups), "best": rows[0], "rows": rows}
     if not tasks:
-        raise InputError.of("sets", "none of pairs", "a set of pairs: clips are not tuned on")
+        raise InputError.of("sets", "none to tune on", "semantic, geometric or photographs")
     return {_FORMAT: 1, "model": model_identity(fx), "tasks": tasks, "shown": _SHOWN}
 
 

@@ -105,8 +105,15 @@ def _model(results: Results) -> str:
     if len(found) > 1:
         told = "; ".join(f"{', '.join(parts)} on {name}" for name, parts in found.items())
         return f"**The parts were measured on different weights**, by SHA-256: {told}. They do not belong together."
-    (name,) = found
-    return f"All parts but the training curves are of one model, SHA-256 {name}...; its card is `ditf/tiny/CARD.md`."
+    ((digest, parts),) = found.items()
+    model = results[parts[0]]["card"]["model"]
+    shape = (
+        f", {model['double_blocks']} + {model['single_blocks']} blocks of width {model['width']}"
+        if "width" in model
+        else ""
+    )
+    bundled = "; [its card](../ditf/tiny/CARD.md)" if model["name"] == "ditf-tiny" else ""
+    return f"All parts but the training curves are of `{model['name']}`{shape}, SHA-256 {digest}...{bundled}."
 
 
 def _missing(part: str) -> str:

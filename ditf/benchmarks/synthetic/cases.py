@@ -25,9 +25,10 @@ __all__ = [
     "scene_cases",
 ]
 
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "gravel", "rocket")
-"""Models are judged on these."""
-VALIDATION_PHOTOGRAPHS = ("grass", "ihc", "motorcycle_left", "retina")
+PHOTOGRAPHS = ("astronaut", "ihc", "camera", "chelsea", "coffee", "coins", "retina", "rocket")
+"""Models are judged on these. Not brick, grass and gravel: they repeat themselves, so that at 96 px hardly anything,
+SIFT included, tells their points apart."""
+VALIDATION_PHOTOGRAPHS = ("hubble_deep_field", "moon", "motorcycle_left", "page")
 """Settings are chosen on these."""
 PHOTOGRAPH_SIDE = 256
 SCENE_SIDE = 128

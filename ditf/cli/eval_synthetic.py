@@ -128,7 +128,7 @@ def _show(document: dict[str, Any]) -> None:
 def _show_clips(found: dict[str, Any], output: Any) -> None:
     from rich.table import Table
 
-    table = Table(title=f"temporal: {found['clips']} clips of {found['frames']} frames", title_justify="left")
+    table = Table(title=f"temporal: clips: {found['clips']}, frames of each: {found['frames']}", title_justify="left")
     table.add_column("method")
     for heading in found["measures"].values():
         table.add_column(heading, justify="right")

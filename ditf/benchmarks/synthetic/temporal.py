@@ -93,7 +93,6 @@ class PatchClips:
 class _Truth:
     """A clip and what is true of it: masks (T, H, W), tracks (T, K, 2), NaN where a point is not to be seen."""
 
-    name: str
     frames: Sequence[ClipFrame]
     masks: np.ndarray
     tracks: np.ndarray
@@ -105,7 +104,7 @@ class _Truth:
         chosen = np.random.default_rng([clip.seed, 3]).choice(len(y), min(_POINTS, len(y)), replace=False)
         points = np.stack([x[chosen], y[chosen]], -1).astype(np.float64)
         masks = np.stack([frame.mask for frame in frames])
-        return cls(f"clip {clip.seed}", frames, masks, true_tracks(frames, points))
+        return cls(frames, masks, true_tracks(frames, points))
 
     def digest(self) -> str:
         whole = hashlib.sha256(self.masks.tobytes() + self.tracks.tobytes())

@@ -12,6 +12,7 @@ os.environ.setdefault("DITF_KERNELS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of NumPy too, and of the processes that tests start
 os.environ.pop("COLUMNS", None)  # the width of whoever runs the tests
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # a pytest that a test starts is not part of this run: it may time things
 
 import atexit
 import shutil

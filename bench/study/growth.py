@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .runs import COLUMNS, differing
-from .statistics import DRAWS, Interval, interval, mean_samples, slope_samples
+from .statistics import Interval, interval, mean_samples, slope_samples
 
 Curve = Mapping[str, list[Any]]
 
@@ -125,6 +125,3 @@ def _mean(values: Iterator[float]) -> str:
 def _told(found: Interval) -> str:
     value, low, high = found
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else f"{value:+.1f} (one point)"
-
-
-__all__ = ["DOUBLINGS", "DRAWS", "PLATEAU", "first_massive", "fit", "joined", "outlook", "variant_rows"]

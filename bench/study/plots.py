@@ -135,7 +135,8 @@ def _growth(part: Mapping[str, Any]) -> Figure:
         x = np.array([images[0], images[-1], 10 * images[-1]])
         y = samples[0, 0] + samples[0, 1] * np.log2(x)
         left.plot(x[:2], y[:2], color=_INK, linewidth=1, label="fitted")
-        left.plot(x[1:], y[1:], color=_INK, linewidth=1, linestyle="--", label="extrapolated")
+        if interval(samples[:, 1])[1] > 0:  # else nothing sure is bought, and nothing is drawn
+            left.plot(x[1:], y[1:], color=_INK, linewidth=1, linestyle="--", label="extrapolated")
     left.set(xscale="log", xlabel="images", ylabel="PCK@0.1, %", title="accuracy on validation pairs")
     left.legend(fontsize=7)
     right.plot(*_known(curve, "ratio"), color=_COLOUR["raw"], marker=".")

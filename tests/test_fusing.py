@@ -22,8 +22,8 @@ import ditf_kernels
 from ditf import fused_norm
 from ditf.backbones import run_to_blocks
 from ditf.backbones.stacks import block_sites
-from ditf.fusing import ALREADY, HOOKED
 from ditf.fused_norm import SWAP, FusedNorm, LazyNorm
+from ditf.fusing import ALREADY, HOOKED
 from ditf_kernels import use_backend
 from ditf_kernels._triton import adaln as adaln_kernels
 from ditf_kernels.backend import kernel_counts, verification_counts

@@ -93,7 +93,9 @@ def _levels(axes: Any, values: Mapping[str, float]) -> None:
     """The best patch and the identity."""
     patch = max((name for name in values if name.startswith("pixel")), key=lambda name: values[name])
     for name, style in ((patch, "--"), ("identity", ":")):
-        axes.axhline(values[name], color=_GREY, linewidth=1, linestyle=style, label=name)
+        axes.axhline(values[name], color=_GREY, linewidth=1, linestyle=style)
+        place = axes.get_yaxis_transform()
+        axes.text(0.99, values[name], name, ha="right", va="bottom", fontsize=7, color=_GREY, transform=place)
 
 
 def _massive(part: Mapping[str, Any]) -> Figure:

@@ -21,8 +21,8 @@ EXAMPLE = "Example:  ditf eval synthetic --model ditf-tiny --out result.json"
 def command(
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE.json", help="The result; tables beside it.", show_default=False),
-    ],
+        typer.Option(metavar="FILE.json", help="The result with its card; tables beside it."),
+    ] = Path("synthetic.json"),
     full: Annotated[
         bool, typer.Option("--full", help="4,000 pairs and 24 clips in place of 400 and 4.", rich_help_panel=_WHAT)
     ] = False,

@@ -332,9 +332,9 @@ def run(*arguments, **options):
 
 
 def test_the_command_prints_tables_writes_a_card_and_repeats_itself(tmp_path):
-    out = tmp_path / "a.json"
-    arguments = ("--out", out, "--pairs", 1, "--sets", "semantic", "--size", 24, "--ensemble", 1)
-    first = run(*arguments)
+    out = tmp_path / "synthetic.json"  # where it goes unless another place is named
+    arguments = ("--pairs", 1, "--sets", "semantic", "--size", 24, "--ensemble", 1)
+    first = run(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "adaln + discard" in first.stdout
     assert "random network" in first.stdout
@@ -344,14 +344,16 @@ def test_the_command_prints_tables_writes_a_card_and_repeats_itself(tmp_path):
     assert document["card"]["model"] == "ditf-tiny"
     assert document["sets"]["semantic"]["config"]["size"] == 24
     assert document["card"]["settings"]["semantic"]["source"]["size"] == "given"
-    assert {"a.md", "a.summary.csv", "a.pairs.csv", "a.run.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert {f"synthetic.{kind}" for kind in ("md", "summary.csv", "pairs.csv", "run.json")} <= {
+        path.name for path in tmp_path.iterdir()
+    }
 
     out.unlink()  # as a run that was killed leaves it: some units done, no result
-    units = sorted((tmp_path / "a.work" / "units").glob("*.json"))
+    units = sorted((tmp_path / "synthetic.work" / "units").glob("*.json"))
     assert len(units) >= 3  # the model, the random network, pixels, and SIFT where there is OpenCV
     for unit in units[::2]:
         unit.unlink()
-    again = run(*arguments, "--json")
+    again = run(*arguments, "--json", cwd=tmp_path)
     assert out.read_bytes() == written
     assert json.loads(again.stdout) == document
 

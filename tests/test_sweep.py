@@ -280,8 +280,9 @@ sweep(fx, [photo(0), photo(1)], folder={folder!r}, **SMALL)
 """
 
 
-def test_a_killed_sweep_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(fx, tmp_path, monkeypatch) -> None:
+def test_a_killed_sweep_goes_on_with_what_is_missing_and_ends_with_the_same_bytes(tmp_path, monkeypatch) -> None:
     """12 forwards: a picture and two warps are a unit; the eighth is in the middle of the third unit."""
+    fx = FeatureExtractor.from_pretrained("ditf-tiny", truncate=False, device="cpu", size=SIZE, ensemble=2)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     script = KILLED.format(tests=str(Path(__file__).parent), folder=str(killed))
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])

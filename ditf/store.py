@@ -157,7 +157,7 @@ def digest(about: Any) -> str:
 def model_identity(fx: FeatureExtractor) -> dict[str, Any]:
     """Which model it is: its commit, or a sample of its weights, so that another of the same name is another.
 
-    The sample is of the blocks that are loaded: without a commit, one model loaded whole and up to a block counts as two.
+    The sample is of the blocks that are loaded: without a commit, a model loaded whole and up to a block counts as two.
 
     Raises:
         ModelError: weights that cannot be loaded.

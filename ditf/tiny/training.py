@@ -251,6 +251,7 @@ def _pictures_in_words(recipe: Recipe) -> str:
         (recipe.clutter, "clutter"),
         (recipe.occluded, "something in front"),
         (recipe.viewpoint, "a tilt in depth"),
+        (recipe.styled, "shading or grain"),
     )
     hard = "".join(f", {what} in {share:.0%} of the batches" for share, what in shares if share)
     sizes = " and ".join(map(str, recipe.sizes))

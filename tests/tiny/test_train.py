@@ -159,6 +159,13 @@ def test_a_harder_batch_comes_with_the_curriculum():
     assert options[2] == options[3] == (1, 1, 1, 1)
 
 
+def test_the_card_says_how_hard_the_pictures_were():
+    said = Training(Recipe(**SMALL, images=4, clutter=0.3, styled=0.25)).card()["training"]["data"]
+    assert said.endswith(
+        "plain backgrounds, clutter in 30% of the batches, shading or grain in 25% of the batches; 16 and 8 px"
+    )
+
+
 def test_a_pool_takes_the_place_of_drawing_and_must_be_large_enough(tmp_path):
     build_pool(tmp_path, PoolRecipe(images=8, size=16), processes=1)
     run = Training(Recipe(**SMALL, images=400, curriculum=0.5))

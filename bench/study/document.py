@@ -299,7 +299,7 @@ def _growth(part: Mapping[str, Any]) -> str:
             f"Validation pairs at a fixed setting that is no tuned one; {_count(len(curve['images']), 'point')}"
             + (f", of {len(part['runs'])} runs after each other" if len(part["runs"]) > 1 else "")
             + ". Ratio: the leading channel against the median at five eighths of the depth. Rivals on the same pairs: "
-            + f"{_levels(part['rivals'])}.",
+            + f"{_levels(part['rivals'])}. How the runs were made, and what was tried: [training](training.md).",
             table(tuple(_CURVE.values()), rows),
             outlook(curve),
         ]

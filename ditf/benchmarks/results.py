@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..types import write_atomically
+from .latex import latex_table
 from .pairs import PairSet
 from .protocols import Framed, Protocol
 from .published import rows_for
@@ -312,22 +313,10 @@ def to_latex(document: Mapping[str, Any]) -> str:
     """A row per method: its categories and their mean over points at the first threshold, then the pooled share."""
     alpha = _key(document["protocol"]["alphas"][0])
     names = [row["name"] for row in document["methods"][0]["categories"]]
-    lines = [
-        f"% {document['data']['title']}, {document['split']}, protocol {document['protocol']['name']}, PCK@{alpha}",
-        "\\begin{tabular}{l" + "r" * (len(names) + 2) + "}",
-        "\\toprule",
-        " & ".join(["method", *map(_tex, names), "point macro", "point micro"]) + " \\\\",
-        "\\midrule",
-    ]
+    rows = []
     for method in document["methods"]:
         values = [row["pck"][alpha]["point"] for row in method["categories"]]
         values += [method["pck"][alpha][kind] for kind in ("point_macro", "point_micro")]
-        lines.append(" & ".join([_tex(method["name"]), *(f"{v:.1f}" for v in values)]) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join(lines) + "\n"
-
-
-def _tex(text: str) -> str:
-    for mark in "\\&%$#_{}":
-        text = text.replace(mark, "\\textbackslash{}" if mark == "\\" else f"\\{mark}")
-    return text
+        rows.append([method["name"], *(f"{v:.1f}" for v in values)])
+    about = f"{document['data']['title']}, {document['split']}, protocol {document['protocol']['name']}, PCK@{alpha}"
+    return latex_table(about, ["method", *names, "point macro", "point micro"], rows)

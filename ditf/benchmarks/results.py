@@ -23,7 +23,7 @@ from .published import rows_for
 from .runner import Evaluation, Found
 from .scores import AGGREGATES, aggregate, per_category, within
 
-__all__ = ["FORMAT", "hits_of", "result_document", "save_result", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["FORMAT", "hits_of", "result_document", "save_result", "to_csv", "to_json", "to_latex", "to_markdown"]
 
 FORMAT = "ditf result"
 _VERSION = 1
@@ -191,14 +191,14 @@ def save_result(document: Mapping[str, Any], out: Path) -> list[Path]:
         stem.with_name(stem.name + ".pairs.csv"): _pairs_csv(document),
         stem.with_name(stem.name + ".md"): to_markdown(document),
         stem.with_name(stem.name + ".tex"): to_latex(document),
-        out: _to_json(document),  # last: where it is, all of them are
+        out: to_json(document),  # last: where it is, all of them are
     }
     for path, content in files.items():
         write_atomically(path, content.encode())
     return [out, *(path for path in files if path != out)]
 
 
-def _to_json(document: Mapping[str, Any]) -> str:
+def to_json(document: Mapping[str, Any]) -> str:
     """Indented for people, but for the pairs: a line each."""
     head = json.dumps({k: v for k, v in document.items() if k != "pairs"}, indent=1, allow_nan=False)
     pairs = ",\n".join(f"  {json.dumps(pair, allow_nan=False)}" for pair in document["pairs"])

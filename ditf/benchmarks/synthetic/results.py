@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...types import write_atomically
-from ..results import FORMAT
+from ..results import FORMAT, to_json
 from ..scores import AGGREGATES
 from .evaluation import Evaluation, SetResult
 from .summary import ALPHAS, DRAWS, HEADLINE, PairRecord
@@ -130,18 +129,11 @@ def save_synthetic(document: Mapping[str, Any], out: Path) -> list[Path]:
         stem.with_name(stem.name + ".summary.csv"): _summary_csv(document),
         stem.with_name(stem.name + ".pairs.csv"): _pairs_csv(document),
         stem.with_name(stem.name + ".md"): to_markdown(document),
-        out: _to_json(document),  # last: where it is, all of them are
+        out: to_json(document),  # last: where it is, all of them are
     }
     for path, content in files.items():
         write_atomically(path, content.encode())
     return [out, *(path for path in files if path != out)]
-
-
-def _to_json(document: Mapping[str, Any]) -> str:
-    """Indented for people, but for the pairs: a line each."""
-    head = json.dumps({k: v for k, v in document.items() if k != "pairs"}, indent=1, allow_nan=False)
-    pairs = ",\n".join(f"  {json.dumps(pair, allow_nan=False)}" for pair in document["pairs"])
-    return f'{head[:-2]},\n "pairs": [\n{pairs}\n ]\n}}\n'
 
 
 def _summary_csv(document: Mapping[str, Any]) -> str:
